@@ -1,0 +1,82 @@
+// The only file that knows Python: it turns (pointer, dtype, sizes, strides) tuples into TensorViews and calls the
+// kernels with the GIL released. No arithmetic here; checks for the user are in slowfast_ops/<op>/api.py.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "slowfast/check.h"
+#include "slowfast/temporal_gather.h"
+#if defined(SLOWFAST_WITH_CUDA)
+#include "slowfast/smoke.h"
+#endif
+
+#ifndef SLOWFAST_BUILD_INFO
+#define SLOWFAST_BUILD_INFO "{}"
+#endif
+
+namespace py = pybind11;
+
+namespace pybind11::detail {
+
+// None -> a view that is not given(); else (data_ptr, dtype, sizes, strides), as slowfast_ops/_native.py makes it.
+template <>
+struct type_caster<slowfast::TensorView> {
+  PYBIND11_TYPE_CASTER(slowfast::TensorView, const_name("TensorView"));
+
+  bool load(handle source, bool) {
+    if (source.is_none()) return true;
+    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 4) return false;
+    const auto tuple = reinterpret_borrow<pybind11::tuple>(source);
+    value.data = reinterpret_cast<void*>(tuple[0].cast<uintptr_t>());
+    value.dtype = static_cast<slowfast::DType>(tuple[1].cast<int>());
+    const auto sizes = tuple[2].cast<pybind11::tuple>(), strides = tuple[3].cast<pybind11::tuple>();
+    value.ndim = static_cast<int>(sizes.size());
+    if (value.ndim > slowfast::kMaxDims || strides.size() != sizes.size()) return false;
+    for (int i = 0; i < value.ndim; ++i) {
+      value.sizes[i] = sizes[i].cast<int64_t>();
+      value.strides[i] = strides[i].cast<int64_t>();
+    }
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail
+
+namespace {
+
+using slowfast::TensorView;
+using Released = py::call_guard<py::gil_scoped_release>;
+
+void bind_temporal_gather(py::module_& m) {
+  m.def(
+      "temporal_gather_forward_cpu",
+      [](TensorView input, TensorView indices, TensorView output, int num_threads) {
+        slowfast::temporal_gather_forward_cpu({input, indices, output}, num_threads);
+      },
+      Released());
+  m.def(
+      "temporal_gather_backward_cpu",
+      [](TensorView grad_output, TensorView indices, TensorView grad_input, int num_threads) {
+        slowfast::temporal_gather_backward_cpu({grad_output, indices, grad_input}, num_threads);
+      },
+      Released());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of slowfast_ops; use the functions of slowfast_ops instead.";
+  m.attr("build_info_json") = SLOWFAST_BUILD_INFO;
+  bind_temporal_gather(m);
+#if defined(SLOWFAST_WITH_CUDA)
+  m.def("cuda_device_count", &slowfast::cuda_device_count);
+  m.def(
+      "smoke_increment_cuda",
+      [](TensorView values, int device, uintptr_t stream) {
+        slowfast::smoke_increment_cuda(values.data, values.numel(), device, reinterpret_cast<void*>(stream));
+      },
+      Released());
+#endif
+}

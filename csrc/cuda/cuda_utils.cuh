@@ -1,0 +1,38 @@
+// What every CUDA launcher needs: a device guard, error checks, and SF_LAUNCH, the one way kernels are launched.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "slowfast/check.h"
+
+namespace slowfast {
+
+// Makes `device` current for the lifetime of the guard. Nothing in csrc/ allocates device memory or synchronises.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (previous_ != device) check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~DeviceGuard() { cudaSetDevice(previous_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+  static void check(cudaError_t status, const char* what) {
+    SF_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
+  }
+
+ private:
+  int previous_ = 0;
+};
+
+}  // namespace slowfast
+
+// Launches through one macro, so that a header for tests can run the same .cu file on the CPU.
+#ifndef SF_LAUNCH
+#define SF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                          \
+  do {                                                                                     \
+    kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
+    slowfast::DeviceGuard::check(cudaGetLastError(), "launch of " #kernel);                \
+  } while (false)
+#endif

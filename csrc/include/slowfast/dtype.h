@@ -1,0 +1,85 @@
+// Element types of tensors, and the dispatch from a run-time DType to a compile-time type.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "slowfast/check.h"
+#include "slowfast/macros.h"
+
+namespace slowfast {
+
+// The numbers are shared with slowfast_ops/_native.py.
+enum class DType : int { kUInt8 = 0, kInt64 = 1, kFloat16 = 2, kBFloat16 = 3, kFloat32 = 4, kFloat64 = 5 };
+
+// bfloat16 storage; arithmetic happens in float.
+struct bfloat16 {
+  uint16_t bits;
+
+  bfloat16() = default;
+  SF_HOST_DEVICE SF_INLINE explicit bfloat16(float value) {
+    uint32_t word;
+    memcpy(&word, &value, sizeof(word));
+    // Round to nearest even; a NaN stays a NaN instead of being rounded up to infinity.
+    const uint32_t rounded = (word + 0x7FFFu + ((word >> 16) & 1u)) >> 16;
+    bits = static_cast<uint16_t>((word & 0x7FFFFFFFu) > 0x7F800000u ? ((word >> 16) | 0x40u) : rounded);
+  }
+  SF_HOST_DEVICE SF_INLINE operator float() const {
+    const uint32_t word = static_cast<uint32_t>(bits) << 16;
+    float value;
+    memcpy(&value, &word, sizeof(value));
+    return value;
+  }
+};
+
+// The type that sums of T are kept in.
+template <typename T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <typename T>
+using accumulator_t = typename Accumulator<T>::type;
+
+inline const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::kUInt8:
+      return "uint8";
+    case DType::kInt64:
+      return "int64";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat64:
+      return "float64";
+  }
+  return "unknown";
+}
+
+template <typename T>
+struct TypeTag {
+  using type = T;
+};
+
+// dispatch_floating(dtype, "op", [&](auto tag) { using T = typename decltype(tag)::type; ... });
+template <typename Function>
+void dispatch_floating(DType dtype, const char* op, const Function& function) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return function(TypeTag<float>{});
+    case DType::kFloat64:
+      return function(TypeTag<double>{});
+    case DType::kBFloat16:
+      return function(TypeTag<bfloat16>{});
+    default:
+      SF_CHECK(false, op, ": the CPU kernels take float32, float64 or bfloat16, got ", name_of(dtype));
+  }
+}
+
+}  // namespace slowfast

@@ -1,0 +1,18 @@
+"""Fused operators for two-pathway video networks: each is a function, an nn.Module and a torch.library op.
+
+The contract of each is the docstring of its function; `python -m slowfast_ops.info` shows what runs where and why.
+"""
+
+from slowfast_ops.backends import available_backends, requested_backend, use_backend
+from slowfast_ops.temporal_gather import TemporalGather, slow_frame_indices, temporal_gather
+from slowfast_ops.version import __version__
+
+__all__ = [
+    "TemporalGather",
+    "__version__",
+    "available_backends",
+    "requested_backend",
+    "slow_frame_indices",
+    "temporal_gather",
+    "use_backend",
+]

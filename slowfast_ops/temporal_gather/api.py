@@ -1,0 +1,109 @@
+"""The public form of temporal_gather."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from slowfast_ops.backends import OpBackends
+from slowfast_ops.temporal_gather import ops, reference
+
+BACKENDS = OpBackends("temporal_gather", cpu=True)
+
+SLOW_SAMPLINGS = ("linspace", "stride")
+
+
+def slow_frame_indices(num_frames: int, alpha: int, slow_sampling: str = "linspace") -> Tensor:
+    """Which of the Fast pathway's frames the Slow pathway sees.
+
+    Args:
+        num_frames: frames of the Fast pathway, a multiple of `alpha`.
+        alpha: speed ratio of the pathways (paper section 3.2).
+        slow_sampling: "linspace" is PySlowFast's rule, floor(i (T - 1) / (T/alpha - 1)), from the first frame to the
+            last; published checkpoints expect it. "stride" is the paper's rule: frames 0, alpha, 2 alpha, ...
+
+    Returns:
+        int64 [num_frames / alpha], ascending.
+
+    Raises:
+        ValueError: `alpha` is not positive or does not divide `num_frames`, or `slow_sampling` is neither rule.
+    """
+    if alpha < 1:
+        raise ValueError(f"alpha={alpha}: the speed ratio must be at least 1")
+    if num_frames < 1 or num_frames % alpha:
+        raise ValueError(f"num_frames={num_frames} must be a positive multiple of alpha={alpha}")
+    if slow_sampling not in SLOW_SAMPLINGS:
+        raise ValueError(f"slow_sampling={slow_sampling!r}: expected 'linspace' or 'stride'")
+    count = num_frames // alpha
+    if slow_sampling == "stride" or count == 1:
+        return torch.arange(count) * alpha
+    # Integer arithmetic: exact where a float32 linspace would need luck in its rounding.
+    return torch.arange(count) * (num_frames - 1) // (count - 1)
+
+
+def temporal_gather(x: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
+    """Picks frames along time: `out[n, c, i] = x[n, c, indices[n, i]]`.
+
+    Args:
+        x: floating point [N, C, T, H, W], any strides.
+        indices: int64 [T'] for all clips, or [N, T'], values in [0, T), any order, repeats allowed; a sequence of
+            ints is taken as [T'].
+
+    Returns:
+        [N, C, T', H, W] with the dtype of `x`, contiguous or channels_last_3d like `x`. Differentiable in `x`: the
+        gradient of a frame that is picked twice is the sum (float32 or wider, fixed order, so the same bits each
+        time); of one that is never picked, zero.
+
+    Raises:
+        ValueError: a wrong shape or dtype, or an index outside [0, T) (checked for CPU tensors; on a GPU the check
+            would stall the stream, and an index outside is clamped into the clip instead).
+    """
+    if x.dim() != 5 or not x.is_floating_point():
+        raise ValueError(f"x must be floating point [N, C, T, H, W], got {x.dtype} {list(x.shape)}")
+    if not isinstance(indices, Tensor):
+        indices = torch.tensor(list(indices), dtype=torch.int64)
+    if indices.dtype != torch.int64 or indices.dim() not in (1, 2):
+        raise ValueError(f"indices must be int64 [T'] or [N, T'], got {indices.dtype} {list(indices.shape)}")
+    if indices.dim() == 1:
+        indices = indices.expand(x.shape[0], indices.shape[0])
+    if indices.shape[0] != x.shape[0]:
+        raise ValueError(f"indices has {indices.shape[0]} rows for the {x.shape[0]} clips of x")
+    indices = indices.to(x.device)
+    if x.device.type == "cpu":
+        _check_range(indices, x.shape[2])
+    else:
+        indices = indices.clamp(0, x.shape[2] - 1)
+    if BACKENDS.select(x) == "reference":
+        return reference.temporal_gather(x, indices)
+    return ops.temporal_gather(x, indices)
+
+
+def _check_range(indices: Tensor, frames: int) -> None:
+    """Skipped while a compiler traces (the values are not known then); the kernel checks them again as it runs."""
+    if torch.compiler.is_compiling() or indices.numel() == 0:
+        return
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= frames:
+        raise ValueError(f"indices must lie in [0, {frames}), got values from {low} to {high}")
+
+
+class TemporalGather(nn.Module):
+    """temporal_gather with fixed indices; `indices` is a buffer that follows the module's device.
+
+    Args:
+        indices: int64 [T'], or a sequence of ints.
+    """
+
+    def __init__(self, indices: Tensor | Sequence[int]) -> None:
+        super().__init__()
+        self.indices: Tensor
+        self.register_buffer("indices", torch.as_tensor(indices, dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, T, H, W] -> [N, C, T', H, W]."""
+        return temporal_gather(x, self.indices)
+
+    def extra_repr(self) -> str:
+        return f"indices={self.indices.tolist()}"

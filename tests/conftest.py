@@ -1,0 +1,52 @@
+"""What all tests share: the shared data folder, NaN-filled fresh memory, and no leaked global state."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from slowfast_ops import _native, requested_backend, use_backend
+
+SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real clips and reference values, kept beside the repository and never inside it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the shared data folder (../shared/data beside the repository) is not here")
+    return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and workspaces start as NaN (or 0xAB for integers): a kernel that forgets an element fails."""
+
+    def poisoned(*args, **kwargs):
+        tensor = torch.empty(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 0xAB)
+
+    monkeypatch.setattr(_native, "_empty", poisoned)
+
+
+@pytest.fixture(autouse=True)
+def global_state_stays():
+    """Each test leaves the thread count, the default dtype and the requested backend as they were."""
+    threads, dtype, backend = torch.get_num_threads(), torch.get_default_dtype(), requested_backend()
+    torch.manual_seed(0)
+    yield
+    assert torch.get_default_dtype() == dtype, "the test changed the default dtype"
+    assert requested_backend() == backend, "the test left a backend requested"
+    torch.set_num_threads(threads)
+    use_backend(backend)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("needs_cuda") and os.environ.get("FAIL_WITHOUT_CUDA") != "1":
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))

@@ -1,0 +1,217 @@
+"""OpTester: what every op must satisfy, written once. An op's test file gives samples and gets all checks.
+
+Errors are judged against the reference in float64, and allowed to be at most twice those that the same reference makes
+when it computes in the tested dtype (plus a floor of a few rounding errors of that dtype).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slowfast_ops import use_backend
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of a public function: `function(*tensors)`, where `tensors` are its floating-point inputs in float64.
+
+    Everything else (indices, RoIs, options) is bound inside `function`; tensors that take no gradient and keep their
+    dtype (RoIs, say) are bound there as well.
+    """
+
+    name: str
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
+    tensors: Callable[[], Sequence[Tensor]]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16)
+    gradcheck: bool = True
+    # Kinks (a ReLU, a max) make a gradient in low precision jump: then only float64 gradients are compared there.
+    smooth: bool = True
+    tags: frozenset = field(default_factory=frozenset)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def outputs_and_gradients(sample: Sample, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """All outputs of a call, and the gradients of every input for fixed, position-dependent output gradients."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    result = sample.function(*leaves)
+    outputs = [result] if isinstance(result, Tensor) else [r for r in result if r is not None]
+    weighted = [o for o in outputs if o.requires_grad]
+    gradients: list[Tensor] = []
+    if weighted:
+        weights = [torch.linspace(-1, 1, o.numel(), dtype=torch.float64).reshape(o.shape).to(o) for o in weighted]
+        gradients = list(torch.autograd.grad(weighted, leaves, weights, allow_unused=True))
+        gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
+    return [o.detach() for o in outputs], gradients
+
+
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype, layout: str) -> list[Tensor]:
+    """The sample's tensors in a dtype and a memory layout: contiguous, channels_last_3d or sliced (strided)."""
+    result = []
+    for t in tensors:
+        t = t.to(dtype)
+        if t.dim() == 5 and layout == "channels_last_3d":
+            t = t.to(memory_format=torch.channels_last_3d)
+        elif t.dim() == 5 and layout == "sliced" and t.numel():
+            larger = torch.full([s + 1 for s in t.shape], float("nan"), dtype=dtype)
+            larger[:, 1:, :-1, 1:, :-1][: t.shape[0]].copy_(t)
+            t = larger[: t.shape[0], 1:, :-1, 1:, :-1]
+        result.append(t)
+    return result
+
+
+FLOORS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+def assert_as_accurate_as_pytorch(ours: Tensor, same_dtype: Tensor, exact: Tensor, what: str) -> None:
+    """|ours - exact| <= 2 |same_dtype - exact| + floor, where the maximum is taken over the tensor."""
+    assert ours.shape == exact.shape, f"{what}: shape {list(ours.shape)}, expected {list(exact.shape)}"
+    assert ours.dtype == same_dtype.dtype, f"{what}: dtype {ours.dtype}, expected {same_dtype.dtype}"
+    if exact.numel() == 0:
+        return
+    scale = exact.double().abs().max().clamp(min=1e-3)
+    ours_error = (ours.double() - exact.double()).abs().max()
+    theirs = (same_dtype.double() - exact.double()).abs().max()
+    bound = 2 * theirs + FLOORS[ours.dtype] * scale
+    assert ours_error <= bound, f"{what}: error {ours_error:.3e} > {bound:.3e} (PyTorch's own {theirs:.3e})"
+
+
+class OpRecorder(TorchDispatchMode):
+    """Remembers every slowfast:: op that runs, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple, dict]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "slowfast":
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.function(*tensors)
+
+
+class OpTester:
+    """Subclasses set `samples` (and `backend`); tests are parametrised over them by pytest_generate_tests."""
+
+    samples: list[Sample]
+    backend = "cpu"
+
+    def test_matches_reference(self, sample: Sample, layout: str) -> None:
+        for dtype in sample.dtypes:
+            inputs = cast(sample.tensors(), dtype, layout)
+            with use_backend("reference"):
+                exact = outputs_and_gradients(sample, [t.double() for t in inputs])
+                same_dtype = outputs_and_gradients(sample, inputs)
+            with use_backend(self.backend):
+                ours = outputs_and_gradients(sample, inputs)
+            assert len(ours[0]) == len(exact[0])
+            for i, triple in enumerate(zip(ours[0], same_dtype[0], exact[0], strict=True)):
+                assert_as_accurate_as_pytorch(*triple, f"{dtype} output {i}")
+            if sample.smooth or dtype == torch.float64:
+                for i, triple in enumerate(zip(ours[1], same_dtype[1], exact[1], strict=True)):
+                    assert_as_accurate_as_pytorch(*triple, f"{dtype} gradient of input {i}")
+
+    def test_keeps_memory_format(self, sample: Sample) -> None:
+        for layout, memory_format in (
+            ("contiguous", torch.contiguous_format),
+            ("channels_last_3d", torch.channels_last_3d),
+        ):
+            with use_backend(self.backend):
+                result = sample.function(*cast(sample.tensors(), torch.float32, layout))
+            for output in [result] if isinstance(result, Tensor) else result:
+                if output is not None and output.dim() == 5 and output.numel():
+                    assert output.is_contiguous(memory_format=memory_format), f"{layout}: strides {output.stride()}"
+
+    def test_gradcheck(self, sample: Sample) -> None:
+        if not sample.gradcheck:
+            return
+        inputs = [t.requires_grad_() for t in cast(sample.tensors(), torch.float64, "contiguous")]
+        with use_backend(self.backend):
+            assert torch.autograd.gradcheck(sample.function, inputs, fast_mode=sum(t.numel() for t in inputs) > 300)
+
+    def test_opcheck(self, sample: Sample, layout: str) -> None:
+        inputs = cast(sample.tensors(), torch.float32, layout)
+        recorder = OpRecorder()
+        with use_backend(self.backend), recorder:
+            outputs_and_gradients(sample, inputs)
+        assert recorder.calls, "no slowfast op ran"
+        for op, args, kwargs in recorder.calls:
+            differentiable = not op.__name__.split(".")[0].endswith("backward")
+            args = tuple(
+                a.detach().clone().requires_grad_(differentiable and a.is_floating_point())
+                if isinstance(a, Tensor)
+                else a
+                for a in args
+            )
+            torch.library.opcheck(op, args, kwargs)
+
+    def test_compiles_fullgraph_dynamic(self, sample: Sample) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous")
+        torch._dynamo.reset()
+        compiled = Sample(
+            sample.name,
+            torch.compile(sample.function, fullgraph=True, dynamic=True, backend="aot_eager"),
+            sample.tensors,
+        )
+        with use_backend(self.backend):
+            expected = outputs_and_gradients(sample, inputs)
+            actual = outputs_and_gradients(compiled, inputs)
+        for e, a in zip([*expected[0], *expected[1]], [*actual[0], *actual[1]], strict=True):
+            torch.testing.assert_close(a, e)
+
+    def test_exports(self, sample: Sample) -> None:
+        inputs = tuple(cast(sample.tensors(), torch.float32, "contiguous"))
+        with use_backend(self.backend):
+            program = torch.export.export(_Function(sample.function), inputs)
+            expected, actual = sample.function(*inputs), program.module()(*inputs)
+        assert any("slowfast" in str(node.target) for node in program.graph.nodes), "the op was decomposed"
+        torch.testing.assert_close(actual, expected)
+
+    def test_autocast_gives_the_reference_dtypes(self, sample: Sample) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous")
+        with torch.autocast("cpu", torch.bfloat16):
+            with use_backend(self.backend):
+                ours = outputs_and_gradients(sample, inputs)
+            with use_backend("reference"):
+                reference = outputs_and_gradients(sample, inputs)
+        assert [t.dtype for t in [*ours[0], *ours[1]]] == [t.dtype for t in [*reference[0], *reference[1]]]
+
+    def test_same_bits_for_any_number_of_threads(self, sample: Sample) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous")
+        results = []
+        with use_backend(self.backend):
+            for threads in (1, 2, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(outputs_and_gradients(sample, inputs))
+        for other in results[1:]:
+            for a, b in zip([*results[0][0], *results[0][1]], [*other[0], *other[1]], strict=True):
+                assert torch.equal(a, b)
+
+    def test_double_backward_is_an_error(self, sample: Sample) -> None:
+        if not sample.gradcheck:
+            return
+        inputs = [t.requires_grad_() for t in cast(sample.tensors(), torch.float64, "contiguous")]
+        with use_backend(self.backend):
+            result = sample.function(*inputs)
+            outputs = [result] if isinstance(result, Tensor) else [r for r in result if r is not None]
+            first = torch.autograd.grad(
+                sum((o.square()).sum() for o in outputs if o.requires_grad), inputs, create_graph=True
+            )
+            with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+                sum(g.sum() for g in first if g.requires_grad).backward()

@@ -1,0 +1,115 @@
+"""temporal_gather and slow_frame_indices."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slowfast_ops import TemporalGather, slow_frame_indices, temporal_gather, use_backend
+from tests.ops.op_tester import OpTester, Sample
+
+
+def sample(name: str, shape: tuple[int, ...], indices: list) -> Sample:
+    index = torch.tensor(indices, dtype=torch.int64)
+    return Sample(
+        name,
+        lambda x: temporal_gather(x, index),
+        lambda: [torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))],
+    )
+
+
+class TestTemporalGather(OpTester):
+    samples = [
+        sample("slow-frames", (2, 3, 8, 4, 5), [0, 2, 4, 7]),
+        sample("repeats-and-unread-frames", (2, 3, 5, 2, 3), [[4, 4, 0, 4], [1, 0, 1, 3]]),
+        sample("one-of-everything", (1, 1, 1, 1, 1), [0]),
+        sample("one-frame-many-times", (1, 4, 1, 3, 3), [0, 0, 0]),
+        sample("no-frames", (2, 3, 4, 3, 3), []),
+        sample("no-clips", (0, 3, 4, 3, 3), [1, 2]),
+        sample("odd", (3, 7, 9, 5, 11), [8, 0, 3]),
+    ]
+
+
+def test_hand_computed():
+    x = torch.arange(6, dtype=torch.float32).reshape(1, 1, 6, 1, 1).requires_grad_()
+    y = temporal_gather(x, [5, 0, 0])
+    assert y.flatten().tolist() == [5, 0, 0]
+    y.backward(torch.tensor([1.0, 2.0, 4.0]).reshape(1, 1, 3, 1, 1))
+    assert x.grad.flatten().tolist() == [6, 0, 0, 0, 0, 1]
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 5)] * 5),
+    data=st.data(),
+    channels_last=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_indexing(shape, data, channels_last, dtype):
+    n, t = shape[0], shape[2]
+    row = st.lists(st.integers(0, t - 1), min_size=3, max_size=3)
+    indices = torch.tensor(data.draw(st.lists(row, min_size=n, max_size=n)))
+    x = torch.randn(shape).to(dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last_3d)
+    expected = torch.stack([x[i][:, indices[i]] for i in range(n)])
+    assert torch.equal(temporal_gather(x, indices), expected)
+
+
+def test_identity_and_module_agree():
+    x = torch.randn(2, 3, 4, 2, 2)
+    assert torch.equal(temporal_gather(x, range(4)), x)
+    module = TemporalGather([0, 3])
+    assert torch.equal(module(x), x[:, :, [0, 3]])
+    assert module.state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("x", "indices", "message"),
+    [
+        (torch.zeros(2, 3, 4, 5), [0], "x must be floating point"),
+        (torch.zeros(2, 3, 4, 5, 6, dtype=torch.uint8), [0], "x must be floating point"),
+        (torch.zeros(2, 3, 4, 5, 6), torch.tensor([0.5]), "indices must be int64"),
+        (torch.zeros(2, 3, 4, 5, 6), [4], r"indices must lie in \[0, 4\), got values from 4 to 4"),
+        (torch.zeros(2, 3, 4, 5, 6), [-1], r"indices must lie in \[0, 4\)"),
+        (torch.zeros(2, 3, 4, 5, 6), torch.zeros(3, 2, dtype=torch.int64), "indices has 3 rows for the 2 clips"),
+    ],
+)
+def test_errors_name_the_argument(x, indices, message):
+    with pytest.raises(ValueError, match=message):
+        temporal_gather(x, indices)
+
+
+def test_kernel_checks_what_a_compiler_cannot():
+    compiled = torch.compile(temporal_gather, backend="eager", fullgraph=True)
+    with use_backend("cpu"), pytest.raises(RuntimeError, match="index 9 outside"):
+        compiled(torch.zeros(1, 1, 4, 1, 1), torch.tensor([9]))
+
+
+def test_slow_frames_equal_pyslowfast(shared_data):
+    rows = json.loads((shared_data / "reference" / "data" / "pathways.json").read_text())
+    assert rows
+    for row in rows:
+        if row["T"] % row["alpha"]:
+            with pytest.raises(ValueError, match="must be a positive multiple of alpha"):
+                slow_frame_indices(row["T"], row["alpha"])
+        else:
+            assert slow_frame_indices(row["T"], row["alpha"]).tolist() == row["slow"]
+
+
+def test_slow_frames_by_stride_and_errors():
+    assert slow_frame_indices(32, 8, "stride").tolist() == [0, 8, 16, 24]
+    assert slow_frame_indices(32, 8).tolist() == [0, 10, 20, 31]
+    assert slow_frame_indices(8, 8).tolist() == [0]
+    for arguments, message in (
+        ((30, 8), "must be a positive multiple of alpha=8"),
+        ((0, 1), "num_frames=0"),
+        ((8, 0), "alpha=0"),
+        ((8, 4, "nearest"), "slow_sampling='nearest'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            slow_frame_indices(*arguments)
