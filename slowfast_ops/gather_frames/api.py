@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from slowfast_ops.backends import OpBackends
-from slowfast_ops.gather_frames import reference
+from slowfast_ops.gather_frames import ops, reference
 from slowfast_ops.temporal_gather.api import check_slow_sampling
 
-BACKENDS = OpBackends("gather_frames", cpu=False)
+BACKENDS = OpBackends("gather_frames", cpu=True)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8)
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -87,7 +87,9 @@ def gather_frames(
         raise ValueError(f"dtype={dtype}: expected float32, float64, bfloat16, float16 or uint8")
     if memory_format not in MEMORY_FORMATS:
         raise ValueError(f"memory_format={memory_format}: expected contiguous_format or channels_last_3d")
-    slow, fast = reference.gather_frames(
+    backend = BACKENDS.select(clips[0] if clips else torch.empty(0, dtype=torch.uint8, device=device))
+    run = reference.gather_frames if backend == "reference" else ops.gather_frames
+    slow, fast = run(
         clips, indices, geometry, size, flips, alpha, slow_sampling, mean, std, dtype, memory_format, antialias
     )
     if single:
