@@ -95,22 +95,26 @@ class OpBackends:
         assert self._triton is not None
         return self._triton()
 
+    def choose(self, device_type: str, dtype: torch.dtype) -> tuple[str | None, str | None]:
+        """(the backend that runs tensors of this device and dtype, None), or (None, why the requested one cannot)."""
+        if _requested != "auto":
+            reason = self.why_not(_requested, device_type, dtype)
+            return (_requested, None) if reason is None else (None, reason)
+        for backend in ("cpu",) if device_type == "cpu" else ("cuda", "triton"):
+            if self.why_not(backend, device_type, dtype) is None:
+                return backend, None
+        return "reference", None
+
     def select(self, tensor: torch.Tensor) -> str:
         """The backend that runs `tensor`.
 
         Raises:
             RuntimeError: a backend was asked for by name and cannot run it.
         """
-        device_type, dtype = tensor.device.type, tensor.dtype
-        if _requested != "auto":
-            reason = self.why_not(_requested, device_type, dtype)
-            if reason is not None:
-                raise RuntimeError(f"{self.op}: backend {_requested!r} was asked for, but {reason}")
-            return _requested
-        for backend in ("cpu",) if device_type == "cpu" else ("cuda", "triton"):
-            if self.why_not(backend, device_type, dtype) is None:
-                return backend
-        return "reference"
+        backend, reason = self.choose(tensor.device.type, tensor.dtype)
+        if backend is None:
+            raise RuntimeError(f"{self.op}: backend {_requested!r} was asked for, but {reason}")
+        return backend
 
     def explain(self, device_type: str, dtype: torch.dtype = torch.float32) -> list[tuple[str, str]]:
         """(backend, "runs" or the reason why not) for every backend, for `python -m slowfast_ops.info`."""

@@ -15,6 +15,16 @@ BACKENDS = OpBackends("temporal_gather", cpu=True)
 SLOW_SAMPLINGS = ("linspace", "stride")
 
 
+def check_slow_sampling(num_frames: int, alpha: int, slow_sampling: str) -> None:
+    """The ValueErrors of `slow_frame_indices`."""
+    if alpha < 1:
+        raise ValueError(f"alpha={alpha}: the speed ratio must be at least 1")
+    if num_frames < 1 or num_frames % alpha:
+        raise ValueError(f"num_frames={num_frames} must be a positive multiple of alpha={alpha}")
+    if slow_sampling not in SLOW_SAMPLINGS:
+        raise ValueError(f"slow_sampling={slow_sampling!r}: expected 'linspace' or 'stride'")
+
+
 def slow_frame_indices(num_frames: int, alpha: int, slow_sampling: str = "linspace") -> Tensor:
     """Which of the Fast pathway's frames the Slow pathway sees.
 
@@ -30,12 +40,7 @@ def slow_frame_indices(num_frames: int, alpha: int, slow_sampling: str = "linspa
     Raises:
         ValueError: `alpha` is not positive or does not divide `num_frames`, or `slow_sampling` is neither rule.
     """
-    if alpha < 1:
-        raise ValueError(f"alpha={alpha}: the speed ratio must be at least 1")
-    if num_frames < 1 or num_frames % alpha:
-        raise ValueError(f"num_frames={num_frames} must be a positive multiple of alpha={alpha}")
-    if slow_sampling not in SLOW_SAMPLINGS:
-        raise ValueError(f"slow_sampling={slow_sampling!r}: expected 'linspace' or 'stride'")
+    check_slow_sampling(num_frames, alpha, slow_sampling)
     count = num_frames // alpha
     if slow_sampling == "stride" or count == 1:
         return torch.arange(count) * alpha

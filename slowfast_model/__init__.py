@@ -1,0 +1,1 @@
+"""SlowFast networks for video recognition: models, data, training and evaluation, on the operators of slowfast_ops."""

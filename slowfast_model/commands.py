@@ -1,0 +1,98 @@
+"""What the commands share: typed dataclasses parsed by jsonargparse, and errors as one line with exit status 2."""
+
+from __future__ import annotations
+
+import re
+import sys
+import typing
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser
+
+from slowfast_model.errors import InputError
+
+Config = TypeVar("Config")
+
+
+class _Parser(ArgumentParser):
+    def format_help(self, *args: Any) -> str:
+        """Shows options the way they are usually typed, with hyphens; underscores work as well."""
+        return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), super().format_help(*args))
+
+
+def parse_arguments(
+    config_class: type[Config],
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    defaults_from: str | PathLike[str] | None = None,
+) -> Config:
+    """Parses the command line into a dataclass.
+
+    Every field is an option, spelled with hyphens or underscores (nested ones with dots); a bool field is a flag
+    (``--resume``, ``--resume=false``). ``--config run.yaml`` reads fields from a file, ``--print_config`` prints them.
+
+    Args:
+        config_class: a dataclass whose docstring documents the fields; fields without a default are required.
+        prog: how the command is called, for the help text.
+        argv: the arguments; ``sys.argv[1:]`` by default.
+        defaults_from: a yaml file that replaces the dataclass's defaults.
+
+    Raises:
+        InputError: an unknown or ill-typed field, or an unreadable config file; the message names it.
+    """
+    files: list[str | PathLike[Any]] = [defaults_from] if defaults_from else []
+    parser = _Parser(prog=prog, description=description, exit_on_error=False, default_config_files=files)
+    parser.add_argument("--config", action="config", help="read fields from this yaml file")
+    parser.add_class_arguments(config_class)
+    flags = {name for name, hint in typing.get_type_hints(config_class).items() if hint is bool}
+    try:
+        parsed = parser.parse_args(_normalise(sys.argv[1:] if argv is None else argv, flags))
+        values = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise InputError(_one_line(str(error))) from None
+    del values["config"]
+    return config_class(**values)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's main function: wrong input ends as ``error: ...`` on stderr with exit status 2.
+
+    Anything else that goes wrong is a bug and keeps its traceback.
+    """
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _normalise(argv: Sequence[str], flags: set[str]) -> list[str]:
+    """Hyphens to underscores in option names; a flag without a value gets ``true``."""
+    arguments = []
+    for position, argument in enumerate(argv):
+        option, equals, value = argument.partition("=")
+        if option.startswith("--"):
+            name = option[2:].replace("-", "_")
+            following = argv[position + 1] if position + 1 < len(argv) else "--"
+            if name in flags and not equals and following.lower() not in ("true", "false"):
+                equals, value = "=", "true"
+            argument = f"--{name}{equals}{value}"
+        arguments.append(argument)
+    return arguments
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's message, which names the field, without its line breaks and Python's spelling of types."""
+    message = re.sub(r"<class '(.*?)'>", r"\1", message).replace("typing.", "").replace("NoneType", "null")
+    message = re.sub(r'Parser key "(.*?)":\s*', r"\1: ", message)
+    union = re.search(r"Does not validate against .*?Subtypes: \[(.*?)\].*Given value: ", message, flags=re.DOTALL)
+    if union:
+        message = message.replace(union[0], f"expected {union[1].replace(', ', ' or ')}, got ")
+    message = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", message)
+    return " ".join(message.split())

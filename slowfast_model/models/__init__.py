@@ -1,0 +1,25 @@
+"""SlowFast and Slow-only networks: configurations, presets and `build_model`."""
+
+from slowfast_model.models.config import (
+    HeadConfig,
+    LateralConfig,
+    ModelConfig,
+    PathwayConfig,
+    StageConfig,
+    StemConfig,
+)
+from slowfast_model.models.network import VideoNetwork, build_model
+from slowfast_model.models.presets import get_preset, list_presets
+
+__all__ = [
+    "HeadConfig",
+    "LateralConfig",
+    "ModelConfig",
+    "PathwayConfig",
+    "StageConfig",
+    "StemConfig",
+    "VideoNetwork",
+    "build_model",
+    "get_preset",
+    "list_presets",
+]

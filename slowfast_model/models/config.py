@@ -1,0 +1,309 @@
+"""What a network is made of: frozen, hashable dataclasses that convert to and from plain dictionaries (YAML, JSON).
+
+Stages are data: how many blocks, which temporal kernels, which stride and dilation. Nothing that can be computed from
+them (channel counts, feature strides) is stored. A value that makes no sense is an InputError that names the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slowfast_model.errors import InputError
+
+PATHWAY_NAMES = ("slow", "fast")
+EXPANSION = 4  # output channels of a bottleneck block per channel of its 1x3x3 convolution
+
+
+def _require(condition: bool, where: str, value: object, expected: str) -> None:
+    if not condition:
+        raise InputError(f"{where} is {value!r}: expected {expected}")
+
+
+def _is_odd(kernel: int) -> bool:
+    return kernel > 0 and kernel % 2 == 1
+
+
+@dataclass(frozen=True)
+class StemConfig:
+    """conv1 and pool1: a convolution with batch norm and ReLU, then a 1x3x3 max pooling of spatial stride 2.
+
+    Attributes:
+        kernel: size of the convolution as (time, height, width); odd, padded to "same".
+        stride: spatial stride of the convolution. Time is never strided (paper, section 3.2).
+        pool: whether the max pooling follows.
+    """
+
+    kernel: tuple[int, int, int] = (1, 7, 7)
+    stride: int = 2
+    pool: bool = True
+
+    def __post_init__(self) -> None:
+        _require(all(_is_odd(k) for k in self.kernel), "stem.kernel", self.kernel, "three odd numbers")
+        _require(self.stride >= 1, "stem.stride", self.stride, "1 or more")
+
+    @property
+    def total_stride(self) -> int:
+        """Input pixels per pixel of the stem's output."""
+        return self.stride * (2 if self.pool else 1)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One residual stage (res2, res3, ...) of one pathway, built of bottleneck blocks.
+
+    Attributes:
+        depth: number of blocks.
+        temporal_kernels: temporal size of each block's first convolution, repeated over the blocks: (3,) for all,
+            (3, 1) for every other one.
+        temporal_blocks: how many of the first blocks take their kernel from ``temporal_kernels``, the rest having 1;
+            None: all of them.
+        stride: spatial stride of the first block.
+        dilation: spatial dilation of every block's 3x3 convolution.
+    """
+
+    depth: int
+    temporal_kernels: tuple[int, ...] = (1,)
+    temporal_blocks: int | None = None
+    stride: int = 2
+    dilation: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.depth >= 1, "stage.depth", self.depth, "1 or more")
+        _require(
+            len(self.temporal_kernels) > 0 and all(_is_odd(k) for k in self.temporal_kernels),
+            "stage.temporal_kernels",
+            self.temporal_kernels,
+            "one or more odd numbers",
+        )
+        _require(
+            self.temporal_blocks is None or 0 <= self.temporal_blocks <= self.depth,
+            "stage.temporal_blocks",
+            self.temporal_blocks,
+            f"0 to {self.depth} (the stage's depth), or null for all",
+        )
+        _require(self.stride >= 1, "stage.stride", self.stride, "1 or more")
+        _require(self.dilation >= 1, "stage.dilation", self.dilation, "1 or more")
+
+    @property
+    def block_kernels(self) -> tuple[int, ...]:
+        """The temporal kernel of each block, ``depth`` numbers."""
+        temporal = self.depth if self.temporal_blocks is None else self.temporal_blocks
+        pattern = self.temporal_kernels
+        return tuple(pattern[block % len(pattern)] if block < temporal else 1 for block in range(self.depth))
+
+
+@dataclass(frozen=True)
+class PathwayConfig:
+    """One pathway: a 3D ResNet without any temporal stride.
+
+    Attributes:
+        width: channels of conv1. Stage i (from 0) has ``width * 2**i`` channels inside its blocks, and 4 times as many
+            at its output. The Fast pathway has a fraction beta of the Slow one's width.
+        stages: res2, res3, ...
+        stem: conv1 and pool1.
+        in_channels: channels of the clip.
+    """
+
+    width: int
+    stages: tuple[StageConfig, ...]
+    stem: StemConfig = field(default_factory=StemConfig)
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, "pathway.width", self.width, "1 or more")
+        _require(len(self.stages) >= 1, "pathway.stages", self.stages, "one or more stages")
+        _require(self.in_channels >= 1, "pathway.in_channels", self.in_channels, "1 or more")
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels at the output of the stem and of each stage."""
+        return (self.width, *(self.width * EXPANSION * 2**i for i in range(len(self.stages))))
+
+    @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Input pixels per feature pixel at the output of the stem and of each stage."""
+        strides = [self.stem.total_stride]
+        for stage in self.stages:
+            strides.append(strides[-1] * stage.stride)
+        return tuple(strides)
+
+
+@dataclass(frozen=True)
+class LateralConfig:
+    """The time-strided lateral connections, Fast to Slow, after the stem and every stage but the last (section 3.4).
+
+    Attributes:
+        kernel_size: temporal size of the convolution, odd. The paper's text says 5; its 8x8 R50 results come from 7.
+        channel_ratio: output channels of the convolution per channel of the Fast pathway.
+        norm, relu: whether batch norm and ReLU follow the convolution.
+    """
+
+    kernel_size: int = 5
+    channel_ratio: int = 2
+    norm: bool = True
+    relu: bool = True
+
+    def __post_init__(self) -> None:
+        _require(_is_odd(self.kernel_size), "lateral.kernel_size", self.kernel_size, "an odd number")
+        _require(self.channel_ratio >= 1, "lateral.channel_ratio", self.channel_ratio, "1 or more")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What the heads need beyond the number of classes.
+
+    Attributes:
+        dropout: probability of dropping a pooled feature in training.
+        roi_size: bins of RoIAlign along each side, before the spatial maximum (detection).
+        roi_aligned: RoIAlign with the half-pixel shift (detection). False for PySlowFast's Caffe2 checkpoints.
+        roi_sampling_ratio: samples per bin and axis; 0 adapts to the box (detection).
+    """
+
+    dropout: float = 0.5
+    roi_size: int = 7
+    roi_aligned: bool = True
+    roi_sampling_ratio: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.dropout < 1, "head.dropout", self.dropout, "0 or more and less than 1")
+        _require(self.roi_size >= 1, "head.roi_size", self.roi_size, "1 or more")
+        _require(self.roi_sampling_ratio >= 0, "head.roi_sampling_ratio", self.roi_sampling_ratio, "0 or more")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Slow-only or SlowFast network and the clip that it takes; the same for classification and detection.
+
+    Attributes:
+        name: for reports and run folders.
+        num_frames: frames of the clip that the sampler takes: the Fast pathway's, or a single pathway's own.
+        sampling_rate: source frames (at the data set's nominal rate) from one of them to the next.
+        crop_size: side of the training crop in pixels.
+        pathways: (slow,) or (slow, fast).
+        alpha: Fast frames per Slow frame; 1 for a single pathway.
+        lateral: the lateral connections; None for a single pathway.
+        head: pooling, dropout and RoI settings.
+    """
+
+    name: str
+    num_frames: int
+    sampling_rate: int
+    crop_size: int
+    pathways: tuple[PathwayConfig, ...]
+    alpha: int = 1
+    lateral: LateralConfig | None = None
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "sampling_rate", "crop_size", "alpha"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name}", value, "1 or more")
+        _require(len(self.pathways) in (1, 2), "model.pathways", f"{len(self.pathways)} pathways", "1 or 2")
+        if self.num_pathways == 1:
+            _require(self.alpha == 1, "model.alpha", self.alpha, "1 for a single pathway")
+            _require(self.lateral is None, "model.lateral", self.lateral, "null for a single pathway")
+            return
+        _require(
+            self.num_frames % self.alpha == 0,
+            "model.num_frames",
+            self.num_frames,
+            f"a multiple of alpha = {self.alpha}",
+        )
+        slow, fast = self.pathways
+        _require(
+            slow.level_strides == fast.level_strides,
+            "model.pathways",
+            f"spatial strides {slow.level_strides} (slow) and {fast.level_strides} (fast)",
+            "the same strides in both pathways, so that the lateral connections meet maps of one size",
+        )
+
+    @property
+    def num_pathways(self) -> int:
+        return len(self.pathways)
+
+    @property
+    def pathway_frames(self) -> tuple[int, ...]:
+        """Frames that each pathway takes, in the order of ``pathways``."""
+        return (self.num_frames // self.alpha, self.num_frames)[: self.num_pathways]
+
+    @property
+    def spatial_stride(self) -> int:
+        """Input pixels per pixel of the last feature map."""
+        return self.pathways[0].level_strides[-1]
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """Channels of each pathway's last feature map."""
+        return tuple(pathway.level_channels[-1] for pathway in self.pathways)
+
+    def for_detection(self) -> ModelConfig:
+        """The same network with the last stage's stride traded for dilation: res5 at stride 1, dilation 2.
+
+        A last stage that has stride 1 already is left as it is.
+        """
+        pathways = []
+        for pathway in self.pathways:
+            last = pathway.stages[-1]
+            dense = replace(last, stride=1, dilation=last.dilation * last.stride)
+            pathways.append(replace(pathway, stages=(*pathway.stages[:-1], dense)))
+        return replace(self, pathways=tuple(pathways))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and scalars, ready for YAML or JSON; `from_dict` reads them back."""
+        return typing.cast("dict[str, Any]", _plain(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Builds the configuration from what `to_dict` gives; fields with defaults may be left out.
+
+        Raises:
+            InputError: an unknown, missing or ill-typed field, named with its path.
+        """
+        return typing.cast("ModelConfig", _parse(cls, values, "model"))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """Converts plain data to the annotated type ``kind``; ``where`` is the path for messages."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):  # X | None is the only union used here
+        return None if value is None else _parse(arguments[0], value, where)
+    if origin is tuple:
+        _require(isinstance(value, (list, tuple)), where, value, "a list")
+        item_kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        _require(len(value) == len(item_kinds), where, value, f"{len(item_kinds)} values")
+        return tuple(
+            _parse(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(item_kinds, value, strict=True))
+        )
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    _require(type(value) is kind, where, value, f"a value of type {kind.__name__}")
+    return value
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _require(isinstance(value, dict), where, value, f"the fields of {kind.__name__}")
+    kinds = typing.get_type_hints(kind)
+    unknown = sorted(str(name) for name in value if name not in kinds)
+    _require(not unknown, where, unknown, f"no fields but {', '.join(kinds)}")
+    required = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    missing = [name for name in required if name not in value]
+    _require(not missing, where, sorted(map(str, value)), f"also {', '.join(missing)}")
+    return kind(**{name: _parse(kinds[name], item, f"{where}.{name}") for name, item in value.items()})

@@ -1,0 +1,23 @@
+"""Initial weights of a network that is trained from scratch."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from slowfast_model.models.residual import Bottleneck
+
+
+def initialize(model: nn.Module) -> None:
+    """He initialisation by fan-out, as the paper and PySlowFast.
+
+    The last batch norm of every residual branch starts at zero, so that each block starts as the identity; fully
+    connected layers start at N(0, 0.01) with bias 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, Bottleneck):
+            nn.init.zeros_(module.c.bn.weight)

@@ -1,0 +1,118 @@
+"""Choosing a backend, and what `python -m slowfast_ops.info` says about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from slowfast_ops import _native, available_backends, requested_backend, temporal_gather, use_backend
+from slowfast_ops.backends import BACKENDS, OpBackends
+from slowfast_ops.info import collect, render
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def test_named_backend_is_used_or_is_an_error():
+    x = torch.randn(1, 1, 2, 1, 1)
+    with use_backend("reference"):
+        assert requested_backend() == "reference"
+        temporal_gather(x, [0])
+    assert requested_backend() == "auto"
+    with use_backend("cuda"), pytest.raises(RuntimeError, match="backend 'cuda' was asked for, but"):
+        temporal_gather(x, [0])
+    with pytest.raises(ValueError, match="name='gpu' is not a backend; choose one of auto, reference"):
+        use_backend("gpu")
+
+
+def test_nested_choices_and_exceptions_restore_the_previous_one():
+    with use_backend("cpu"):
+        with pytest.raises(KeyError), use_backend("reference"):
+            raise KeyError
+        assert requested_backend() == "cpu"
+    assert requested_backend() == "auto"
+
+
+def test_a_dtype_without_kernel_runs_on_the_reference():
+    x = torch.randn(1, 1, 2, 1, 1).half()
+    assert temporal_gather(x, [1]).dtype == torch.float16
+    with use_backend("cpu"), pytest.raises(RuntimeError, match=r"not torch\.float16"):
+        temporal_gather(x, [1])
+
+
+def test_missing_binary_is_explained(monkeypatch):
+    monkeypatch.setattr(_native, "_C", None)
+    monkeypatch.setattr(_native, "MISSING", "the compiled module could not be loaded; build it with: pip install -e .")
+    x = torch.randn(1, 1, 2, 1, 1)
+    assert torch.equal(temporal_gather(x, [1]), x[:, :, 1:])
+    assert available_backends("temporal_gather") == ["reference"]
+    with use_backend("cpu"), pytest.raises(RuntimeError, match=r"pip install -e \."):
+        temporal_gather(x, [1])
+    with pytest.raises(RuntimeError, match=r"pip install -e \."):
+        torch.ops.slowfast.temporal_gather(x, torch.tensor([[1]]))
+
+
+def test_every_op_is_listed_with_a_reason_for_every_backend():
+    info = collect()
+    assert set(info["ops"]) == set(OpBackends.registry)
+    for devices in info["ops"].values():
+        assert devices["cpu"]["runs"] == "cpu"
+        for choice in devices.values():
+            assert list(choice["backends"]) == list(BACKENDS)
+            assert all(choice["backends"].values())
+    text = render(info)
+    assert all(name in text for name in OpBackends.registry)
+    with pytest.raises(ValueError, match="op='roi' is not an op"):
+        available_backends("roi")
+
+
+def test_info_command():
+    result = run("-m", "slowfast_ops.info", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["build"]["source_hash"]
+    named = run("-m", "slowfast_ops.info", SLOWFAST_OPS_BACKEND="cuda")
+    assert "tensors on cpu: an error, since" in named.stdout
+
+
+def test_environment_variable_is_checked():
+    result = run("-c", "import slowfast_ops", SLOWFAST_OPS_BACKEND="gpu")
+    assert result.returncode != 0
+    assert "SLOWFAST_OPS_BACKEND='gpu' is not a backend" in result.stderr
+    code = "import slowfast_ops as s; assert s.requested_backend() == 'cpu'"
+    assert run("-c", code, SLOWFAST_OPS_BACKEND="cpu").returncode == 0
+
+
+def test_importing_does_not_touch_cuda():
+    code = "import slowfast_ops, torch; assert not torch.cuda.is_initialized(); import os; os.fork() or os._exit(0)"
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_ops_do_not_need_the_model_package():
+    code = "import sys, slowfast_ops; sys.exit(any(m.startswith('slowfast_model') for m in sys.modules))"
+    assert run("-c", code).returncode == 0
+
+
+def test_binary_matches_the_sources():
+    assert _native.stale_sources() is None
+
+
+def test_no_torch_header_below_csrc():
+    csrc = _native.Path(_native.__file__).resolve().parent.parent / "csrc"
+    if not csrc.is_dir():
+        pytest.skip("the sources are not beside the installed package")
+    for path in csrc.rglob("*"):
+        if path.suffix in {".h", ".cuh", ".cpp", ".cu"}:
+            text = path.read_text()
+            assert "#include <torch" not in text, path
+            assert "#include <ATen" not in text, path
+            if path.name != "bindings.cpp":
+                assert "pybind11" not in text, path
