@@ -14,6 +14,10 @@
 #include "slowfast/gather_frames_math.h"
 #include "slowfast/parallel.h"
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
+#endif
+
 namespace slowfast {
 namespace {
 

@@ -73,8 +73,7 @@ def gather_frames(
             the stream.)
     """
     clips, single = _clips(frames)
-    device = clips[0].device if clips else torch.device("cpu")
-    indices = _indices(indices, clips).to(device)
+    indices = _indices(indices, clips)
     if alpha > 0 and indices.shape[1] % alpha:
         raise ValueError(f"indices picks {indices.shape[1]} frames, which alpha={alpha} does not divide")
     check_slow_sampling(indices.shape[1], alpha, slow_sampling)
@@ -87,7 +86,7 @@ def gather_frames(
         raise ValueError(f"dtype={dtype}: expected float32, float64, bfloat16, float16 or uint8")
     if memory_format not in MEMORY_FORMATS:
         raise ValueError(f"memory_format={memory_format}: expected contiguous_format or channels_last_3d")
-    backend = BACKENDS.select(clips[0] if clips else torch.empty(0, dtype=torch.uint8, device=device))
+    backend = BACKENDS.select(clips[0] if clips else indices.new_empty(0, dtype=torch.uint8))
     run = reference.gather_frames if backend == "reference" else ops.gather_frames
     slow, fast = run(
         clips, indices, geometry, size, flips, alpha, slow_sampling, mean, std, dtype, memory_format, antialias
@@ -153,16 +152,22 @@ def _indices(indices: Any, clips: list[Tensor]) -> Tensor:
         indices = indices.expand(len(clips), indices.shape[0])
     if indices.shape[0] != len(clips):
         raise ValueError(f"indices has {indices.shape[0]} rows for {len(clips)} clips")
-    if clips and clips[0].device.type != "cpu":
-        last = torch.tensor([[clip.shape[0] - 1] for clip in clips], device=clips[0].device)
-        return indices.to(clips[0].device).clamp(min=0).minimum(last)
-    if not torch.compiler.is_compiling():  # the values are not known then; the kernel checks them again as it runs
-        for n, (row, clip) in enumerate(zip(indices, clips, strict=True)):
-            low, high = int(row.min()), int(row.max())
-            if low < 0 or high >= clip.shape[0]:
-                raise ValueError(
-                    f"indices must lie in [0, {clip.shape[0]}), the frames of clip {n}, got values from {low} to {high}"
-                )
+    if not clips:
+        return indices
+    if indices.device != clips[0].device:
+        indices = indices.to(clips[0].device)
+    if indices.device.type != "cpu":
+        last = torch.tensor([[clip.shape[0] - 1] for clip in clips], device=indices.device)
+        return indices.clamp(min=0).minimum(last)
+    if not torch.compiler.is_compiling():  # a compiler has no values: the kernel checks them as it runs
+        lengths = torch.tensor([[clip.shape[0]] for clip in clips])
+        outside = (indices < 0) | (indices >= lengths)
+        if outside.any():
+            n = int(outside.any(1).nonzero()[0])
+            raise ValueError(
+                f"indices must lie in [0, {int(lengths[n])}), the frames of clip {n}, "
+                f"got values from {int(indices[n].min())} to {int(indices[n].max())}"
+            )
     return indices
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from slowfast_ops._native import allocate, library, num_threads, view
 from slowfast_ops.temporal_gather.api import slow_frame_indices
 
+MIN_PIXELS_PER_THREAD = 16384  # waking a thread costs about as much as this many pixels
+
 
 def _taps(source: int, resized: int, antialias: bool) -> int:
     """ResizeAxis::taps of csrc/include/slowfast/gather_frames_math.h; the kernel checks that the workspace suffices."""
@@ -46,7 +48,8 @@ def forward_cpu(
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     firsts = allocate((n, h + w + 3), like=indices)
     weights = allocate((n, row_taps * h + column_taps * (w + 3)), like=indices, dtype=compute)
-    rows = allocate((num_threads(), 3 * (widest + column_taps + w) + 4), like=indices, dtype=compute)
+    threads = max(1, min(num_threads(), n * frames * h * w // MIN_PIXELS_PER_THREAD))
+    rows = allocate((threads, 3 * (widest + column_taps + w) + 4), like=indices, dtype=compute)
     library().gather_frames_cpu(
         [view(clip) for clip in clips],
         windows,
