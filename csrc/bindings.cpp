@@ -62,6 +62,21 @@ void bind_temporal_gather(py::module_& m) {
         slowfast::temporal_gather_backward_cpu({grad_output, indices, grad_input}, num_threads);
       },
       Released());
+#if defined(SLOWFAST_WITH_CUDA)
+  m.def(
+      "temporal_gather_forward_cuda",
+      [](TensorView input, TensorView indices, TensorView output, int device, uintptr_t stream) {
+        slowfast::temporal_gather_forward_cuda({input, indices, output}, device, reinterpret_cast<void*>(stream));
+      },
+      Released());
+  m.def(
+      "temporal_gather_backward_cuda",
+      [](TensorView grad_output, TensorView indices, TensorView grad_input, int device, uintptr_t stream) {
+        slowfast::temporal_gather_backward_cuda({grad_output, indices, grad_input}, device,
+                                                reinterpret_cast<void*>(stream));
+      },
+      Released());
+#endif
 }
 
 }  // namespace

@@ -10,6 +10,8 @@ import torch
 NAMESPACE = "slowfast"
 # A module global on purpose: the ops vanish when the Library object is collected.
 LIB = torch.library.Library(NAMESPACE, "DEF")
+# The CUDA kernel of each op by name, so that tests can run it on CPU tensors (csrc/testing/cuda_on_cpu).
+CUDA_KERNELS: dict[str, Callable] = {}
 
 
 def define(schema: str, *, cpu: Callable | None = None, cuda: Callable | None = None, fake: Callable) -> Any:
@@ -19,6 +21,8 @@ def define(schema: str, *, cpu: Callable | None = None, cuda: Callable | None = 
     for kernel, key in ((cpu, "CPU"), (cuda, "CUDA")):
         if kernel is not None:
             LIB.impl(name, kernel, key)
+    if cuda is not None and cuda is not cpu:
+        CUDA_KERNELS[name] = cuda
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIB)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 

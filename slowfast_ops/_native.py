@@ -70,9 +70,15 @@ def num_threads() -> int:
     return torch.get_num_threads()
 
 
-def cuda_stream(device: torch.device) -> int:
-    """The current CUDA stream's handle. Looked up when called: a CPU build of torch lacks the function."""
-    return torch._C._cuda_getCurrentRawStream(device.index)  # type: ignore[attr-defined]
+def _raw_stream(device_index: int) -> int:
+    """The handle of a device's current stream. Looked up when called: a CPU build of torch lacks the function."""
+    return torch._C._cuda_getCurrentRawStream(device_index)  # type: ignore[attr-defined]
+
+
+def cuda_place(tensor: torch.Tensor) -> tuple[int, int]:
+    """(device index, current stream), which every CUDA launcher takes as its last arguments."""
+    index = tensor.device.index or 0
+    return index, _raw_stream(index)
 
 
 def stale_sources() -> str | None:

@@ -6,8 +6,8 @@ Every op has up to four: `reference` (plain PyTorch, any device and dtype), `cpu
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -62,12 +62,9 @@ class OpBackends:
 
     registry: dict[str, OpBackends] = {}  # filled by the ops as they are imported
 
-    def __init__(
-        self, op: str, *, cpu: bool = True, cuda: bool = False, triton: Callable[[], str | None] | None = None
-    ) -> None:
+    def __init__(self, op: str, *, cpu: bool = True, cuda: bool = False, triton: bool = False) -> None:
         self.op = op
-        self.written = {"reference": True, "cpu": cpu, "cuda": cuda, "triton": triton is not None}
-        self._triton = triton
+        self.written = {"reference": True, "cpu": cpu, "cuda": cuda, "triton": triton}
         OpBackends.registry[op] = self
 
     def why_not(self, backend: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -84,7 +81,8 @@ class OpBackends:
             if dtype not in (*_native.CPU_DTYPES, torch.uint8):
                 return f"the CPU kernels take float32, float64 and bfloat16, not {dtype}"
             return None
-        if device_type != "cuda" and not (backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+        interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        if device_type != "cuda" and not interpreted:
             return f"the tensors are on {device_type}, not on a CUDA device"
         if backend == "cuda":
             if _native.MISSING is not None:
@@ -92,8 +90,9 @@ class OpBackends:
             if not _native.BUILD_INFO.get("cuda"):
                 return f"the CUDA kernels were not built: {_native.BUILD_INFO.get('cuda_reason')}"
             return None
-        assert self._triton is not None
-        return self._triton()
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed (pip install triton)"
+        return None
 
     def choose(self, device_type: str, dtype: torch.dtype) -> tuple[str | None, str | None]:
         """(the backend that runs tensors of this device and dtype, None), or (None, why the requested one cannot)."""

@@ -28,11 +28,16 @@ class DeviceGuard {
 
 }  // namespace slowfast
 
-// Launches through one macro, so that a header for tests can run the same .cu file on the CPU.
+// Launches go through one macro, so that csrc/testing/cuda_on_cpu can run the same .cu file on the CPU. A kernel with
+// several template arguments is passed in parentheses.
 #ifndef SF_LAUNCH
 #define SF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                          \
   do {                                                                                     \
     kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
     slowfast::DeviceGuard::check(cudaGetLastError(), "launch of " #kernel);                \
   } while (false)
+// A block's dynamic shared memory as an array of T; once per kernel.
+#define SF_DYNAMIC_SHARED(T, name)                                   \
+  extern __shared__ __align__(16) unsigned char sf_dynamic_shared[]; \
+  T* name = reinterpret_cast<T*>(sf_dynamic_shared)
 #endif

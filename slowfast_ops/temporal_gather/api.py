@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.temporal_gather import ops, reference
 
-BACKENDS = OpBackends("temporal_gather", cpu=True)
+BACKENDS = OpBackends("temporal_gather", cpu=True, cuda=True, triton=True)
 
 SLOW_SAMPLINGS = ("linspace", "stride")
 
@@ -80,8 +80,11 @@ def temporal_gather(x: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
         _check_range(indices, x.shape[2])
     else:
         indices = indices.clamp(0, x.shape[2] - 1)
-    if BACKENDS.select(x) == "reference":
+    backend = BACKENDS.select(x)
+    if backend == "reference":
         return reference.temporal_gather(x, indices)
+    if backend == "triton":
+        return ops.temporal_gather_triton(x, indices)
     return ops.temporal_gather(x, indices)
 
 

@@ -1,4 +1,4 @@
-"""torch.ops.slowfast.temporal_gather: schema, fake kernel, autograd, autocast."""
+"""torch.ops.slowfast.temporal_gather: schema, fake kernel, autograd, autocast; and the same op on Triton."""
 
 from __future__ import annotations
 
@@ -21,25 +21,48 @@ def _fake_backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
     return allocate((n, c, frames, h, w), like=grad_output, memory_format=output_memory_format(grad_output))
 
 
-temporal_gather = define("temporal_gather(Tensor x, Tensor indices) -> Tensor", cpu=native.forward_cpu, fake=_fake)
-temporal_gather_backward = define(
-    "temporal_gather_backward(Tensor grad_output, Tensor indices, SymInt frames) -> Tensor",
-    cpu=native.backward_cpu,
-    fake=_fake_backward,
-)
+def _triton_forward(x: Tensor, indices: Tensor) -> Tensor:
+    from slowfast_ops.temporal_gather import triton
+
+    return triton.forward(x, indices)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, indices = inputs
-    ctx.save_for_backward(indices)
-    ctx.frames = x.shape[2]
+def _triton_backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
+    from slowfast_ops.temporal_gather import triton
+
+    return triton.backward(grad_output, indices, frames)
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple:
-    (indices,) = ctx.saved_tensors
-    return temporal_gather_backward(grad_output, indices, ctx.frames), None
+def _define_pair(suffix: str, forward: dict, backward: dict) -> Any:
+    op = define(f"temporal_gather{suffix}(Tensor x, Tensor indices) -> Tensor", fake=_fake, **forward)
+    backward_op = define(
+        f"temporal_gather{suffix}_backward(Tensor grad_output, Tensor indices, SymInt frames) -> Tensor",
+        fake=_fake_backward,
+        **backward,
+    )
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, indices = inputs
+        ctx.save_for_backward(indices)
+        ctx.frames = x.shape[2]
+
+    def gradients(ctx: Any, grad_output: Tensor) -> tuple:
+        (indices,) = ctx.saved_tensors
+        return backward_op(grad_output, indices, ctx.frames), None
+
+    differentiable(op, backward=gradients, setup_context=setup_context)
+    blocks_double_backward(backward_op, "temporal_gather")
+    return op
 
 
-differentiable(temporal_gather, backward=_backward, setup_context=_setup_context)
-blocks_double_backward(temporal_gather_backward, "temporal_gather")
 # Autocast needs no rule: there is one floating-point tensor, and gathering keeps its dtype.
+temporal_gather = _define_pair(
+    "",
+    {"cpu": native.forward_cpu, "cuda": native.forward_cuda},
+    {"cpu": native.backward_cpu, "cuda": native.backward_cuda},
+)
+temporal_gather_triton = _define_pair(
+    "_triton",
+    {"cpu": _triton_forward, "cuda": _triton_forward},
+    {"cpu": _triton_backward, "cuda": _triton_backward},
+)

@@ -1,8 +1,33 @@
-"""Parametrises the checks of OpTester over the samples of each subclass."""
+"""Parametrises the checks of OpTester over samples, targets and memory layouts, and sets up the stand-ins for a GPU."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if HAS_TRITON and not HAS_CUDA:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+
+from slowfast_ops import _library, _native  # noqa: E402
+from slowfast_ops.backends import OpBackends  # noqa: E402
+from tests.ops import cuda_on_cpu, op_tester  # noqa: E402
+
+
+def _targets(op: str, stand_ins: bool) -> list[op_tester.Target]:
+    written = OpBackends.registry[op].written
+    targets = [op_tester.CPU]
+    if written["cuda"]:
+        targets += [op_tester.CUDA] if HAS_CUDA else []
+        targets += [op_tester.CUDA_ON_CPU] if stand_ins else []
+    if written["triton"] and HAS_TRITON:
+        targets += [op_tester.TRITON] if HAS_CUDA else []
+        targets += [op_tester.TRITON_INTERPRETER] if stand_ins and not HAS_CUDA else []
+    return targets
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -10,3 +35,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("sample", metafunc.cls.samples, ids=str)
     if "layout" in metafunc.fixturenames:
         metafunc.parametrize("layout", ["contiguous", "channels_last_3d", "sliced"])
+    if "target" in metafunc.fixturenames:
+        stand_ins = not getattr(metafunc.function, "only_real_targets", False)
+        metafunc.parametrize("target", _targets(metafunc.cls.op, stand_ins), ids=str, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def compiled_for_the_cpu():
+    """csrc/ with its CUDA kernels, compiled by g++; sanitized when the test session asks for it."""
+    return cuda_on_cpu.load(sanitize=os.environ.get("SLOWFAST_SANITIZE") == "1")
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """The Target; for CUDA_ON_CPU, with the CPU kernels of every op replaced by the CUDA ones."""
+    if request.param is not op_tester.CUDA_ON_CPU:
+        yield request.param
+        return
+    monkeypatch.setattr(_native, "_C", request.getfixturevalue("compiled_for_the_cpu"))
+    monkeypatch.setattr(_native, "_raw_stream", lambda device_index: 0)
+    monkeypatch.setattr(_native, "CPU_DTYPES", (*_native.CPU_DTYPES, torch.float16))
+    overrides = torch.library.Library(_library.NAMESPACE, "IMPL")
+    for name, kernel in _library.CUDA_KERNELS.items():
+        overrides.impl(name, kernel, "CPU", allow_override=True)
+    yield request.param
+    overrides._destroy()

@@ -29,7 +29,7 @@ class Sample:
     name: str
     function: Callable[..., Tensor | tuple[Tensor, ...]]
     tensors: Callable[[], Sequence[Tensor]]
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     gradcheck: bool = True
     # Kinks (a ReLU, a max) make a gradient in low precision jump: then only float64 gradients are compared there.
     smooth: bool = True
@@ -53,15 +53,15 @@ def outputs_and_gradients(sample: Sample, tensors: Sequence[Tensor]) -> tuple[li
     return [o.detach() for o in outputs], gradients
 
 
-def cast(tensors: Sequence[Tensor], dtype: torch.dtype, layout: str) -> list[Tensor]:
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype, layout: str, device: str = "cpu") -> list[Tensor]:
     """The sample's tensors in a dtype and a memory layout: contiguous, channels_last_3d or sliced (strided)."""
     result = []
     for t in tensors:
-        t = t.to(dtype)
+        t = t.to(dtype=dtype, device=device)
         if t.dim() == 5 and layout == "channels_last_3d":
             t = t.to(memory_format=torch.channels_last_3d)
         elif t.dim() == 5 and layout == "sliced" and t.numel():
-            larger = torch.full([s + 1 for s in t.shape], float("nan"), dtype=dtype)
+            larger = torch.full([s + 1 for s in t.shape], float("nan"), dtype=dtype, device=device)
             larger[:, 1:, :-1, 1:, :-1][: t.shape[0]].copy_(t)
             t = larger[: t.shape[0], 1:, :-1, 1:, :-1]
         result.append(t)
@@ -106,19 +106,53 @@ class _Function(nn.Module):
         return self.function(*tensors)
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where an op runs: a backend on a device, or one of the two stand-ins for a GPU."""
+
+    name: str
+    backend: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+WIDE = (torch.float32, torch.float64, torch.bfloat16)
+CPU = Target("cpu", "cpu", "cpu", WIDE)
+# csrc/cuda compiled by g++: requests go to "cpu", whose kernels the `target` fixture replaces by the CUDA ones.
+CUDA_ON_CPU = Target("cuda-on-cpu", "cpu", "cpu", (*WIDE, torch.float16))
+# bfloat16 arithmetic is wrong in the interpreter (not on a GPU), so only float32 and float16 show something there.
+TRITON_INTERPRETER = Target("triton-interpreter", "triton", "cpu", (torch.float32, torch.float16))
+CUDA = Target("cuda", "cuda", "cuda", (*WIDE, torch.float16))
+TRITON = Target("triton", "triton", "cuda", (*WIDE, torch.float16))
+
+
+def only_real_targets(test: Callable) -> Callable:
+    """Marks a check of the torch integration, which a stand-in for a GPU adds nothing to."""
+    test.only_real_targets = True  # type: ignore[attr-defined]
+    return test
+
+
 class OpTester:
-    """Subclasses set `samples` (and `backend`); tests are parametrised over them by pytest_generate_tests."""
+    """Subclasses set `op` and `samples`; conftest.py parametrises the checks over samples, targets and memory layouts.
 
+    `function` of a sample must move what it binds (indices, RoIs) to the device of its tensors.
+    """
+
+    op: str
     samples: list[Sample]
-    backend = "cpu"
 
-    def test_matches_reference(self, sample: Sample, layout: str) -> None:
-        for dtype in sample.dtypes:
-            inputs = cast(sample.tensors(), dtype, layout)
+    def test_matches_reference(self, sample: Sample, layout: str, target: Target) -> None:
+        for dtype in target.dtypes:
+            if dtype not in sample.dtypes:
+                continue
+            inputs = cast(sample.tensors(), dtype, layout, target.device)
             with use_backend("reference"):
                 exact = outputs_and_gradients(sample, [t.double() for t in inputs])
                 same_dtype = outputs_and_gradients(sample, inputs)
-            with use_backend(self.backend):
+            with use_backend(target.backend):
                 ours = outputs_and_gradients(sample, inputs)
             assert len(ours[0]) == len(exact[0])
             for i, triple in enumerate(zip(ours[0], same_dtype[0], exact[0], strict=True)):
@@ -127,28 +161,30 @@ class OpTester:
                 for i, triple in enumerate(zip(ours[1], same_dtype[1], exact[1], strict=True)):
                     assert_as_accurate_as_pytorch(*triple, f"{dtype} gradient of input {i}")
 
-    def test_keeps_memory_format(self, sample: Sample) -> None:
+    def test_keeps_memory_format(self, sample: Sample, target: Target) -> None:
         for layout, memory_format in (
             ("contiguous", torch.contiguous_format),
             ("channels_last_3d", torch.channels_last_3d),
         ):
-            with use_backend(self.backend):
-                result = sample.function(*cast(sample.tensors(), torch.float32, layout))
+            with use_backend(target.backend):
+                result = sample.function(*cast(sample.tensors(), torch.float32, layout, target.device))
             for output in [result] if isinstance(result, Tensor) else result:
                 if output is not None and output.dim() == 5 and output.numel():
                     assert output.is_contiguous(memory_format=memory_format), f"{layout}: strides {output.stride()}"
 
-    def test_gradcheck(self, sample: Sample) -> None:
+    @only_real_targets
+    def test_gradcheck(self, sample: Sample, target: Target) -> None:
         if not sample.gradcheck:
             return
-        inputs = [t.requires_grad_() for t in cast(sample.tensors(), torch.float64, "contiguous")]
-        with use_backend(self.backend):
+        inputs = [t.requires_grad_() for t in cast(sample.tensors(), torch.float64, "contiguous", target.device)]
+        with use_backend(target.backend):
             assert torch.autograd.gradcheck(sample.function, inputs, fast_mode=sum(t.numel() for t in inputs) > 300)
 
-    def test_opcheck(self, sample: Sample, layout: str) -> None:
-        inputs = cast(sample.tensors(), torch.float32, layout)
+    @only_real_targets
+    def test_opcheck(self, sample: Sample, layout: str, target: Target) -> None:
+        inputs = cast(sample.tensors(), torch.float32, layout, target.device)
         recorder = OpRecorder()
-        with use_backend(self.backend), recorder:
+        with use_backend(target.backend), recorder:
             outputs_and_gradients(sample, inputs)
         assert recorder.calls, "no slowfast op ran"
         for op, args, kwargs in recorder.calls:
@@ -161,41 +197,44 @@ class OpTester:
             )
             torch.library.opcheck(op, args, kwargs)
 
-    def test_compiles_fullgraph_dynamic(self, sample: Sample) -> None:
-        inputs = cast(sample.tensors(), torch.float32, "contiguous")
+    @only_real_targets
+    def test_compiles_fullgraph_dynamic(self, sample: Sample, target: Target) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
         torch._dynamo.reset()
         compiled = Sample(
             sample.name,
             torch.compile(sample.function, fullgraph=True, dynamic=True, backend="aot_eager"),
             sample.tensors,
         )
-        with use_backend(self.backend):
+        with use_backend(target.backend):
             expected = outputs_and_gradients(sample, inputs)
             actual = outputs_and_gradients(compiled, inputs)
         for e, a in zip([*expected[0], *expected[1]], [*actual[0], *actual[1]], strict=True):
             torch.testing.assert_close(a, e)
 
-    def test_exports(self, sample: Sample) -> None:
-        inputs = tuple(cast(sample.tensors(), torch.float32, "contiguous"))
-        with use_backend(self.backend):
+    @only_real_targets
+    def test_exports(self, sample: Sample, target: Target) -> None:
+        inputs = tuple(cast(sample.tensors(), torch.float32, "contiguous", target.device))
+        with use_backend(target.backend):
             program = torch.export.export(_Function(sample.function), inputs)
             expected, actual = sample.function(*inputs), program.module()(*inputs)
         assert any("slowfast" in str(node.target) for node in program.graph.nodes), "the op was decomposed"
         torch.testing.assert_close(actual, expected)
 
-    def test_autocast_gives_the_reference_dtypes(self, sample: Sample) -> None:
-        inputs = cast(sample.tensors(), torch.float32, "contiguous")
-        with torch.autocast("cpu", torch.bfloat16):
-            with use_backend(self.backend):
+    @only_real_targets
+    def test_autocast_gives_the_reference_dtypes(self, sample: Sample, target: Target) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
+        with torch.autocast(target.device, torch.bfloat16):
+            with use_backend(target.backend):
                 ours = outputs_and_gradients(sample, inputs)
             with use_backend("reference"):
                 reference = outputs_and_gradients(sample, inputs)
         assert [t.dtype for t in [*ours[0], *ours[1]]] == [t.dtype for t in [*reference[0], *reference[1]]]
 
-    def test_same_bits_for_any_number_of_threads(self, sample: Sample) -> None:
-        inputs = cast(sample.tensors(), torch.float32, "contiguous")
+    def test_same_bits_for_any_number_of_threads(self, sample: Sample, target: Target) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
         results = []
-        with use_backend(self.backend):
+        with use_backend(target.backend):
             for threads in (1, 2, 2, 3):
                 torch.set_num_threads(threads)
                 results.append(outputs_and_gradients(sample, inputs))
@@ -203,11 +242,12 @@ class OpTester:
             for a, b in zip([*results[0][0], *results[0][1]], [*other[0], *other[1]], strict=True):
                 assert torch.equal(a, b)
 
-    def test_double_backward_is_an_error(self, sample: Sample) -> None:
+    @only_real_targets
+    def test_double_backward_is_an_error(self, sample: Sample, target: Target) -> None:
         if not sample.gradcheck:
             return
-        inputs = [t.requires_grad_() for t in cast(sample.tensors(), torch.float64, "contiguous")]
-        with use_backend(self.backend):
+        inputs = [t.requires_grad_() for t in cast(sample.tensors(), torch.float64, "contiguous", target.device)]
+        with use_backend(target.backend):
             result = sample.function(*inputs)
             outputs = [result] if isinstance(result, Tensor) else [r for r in result if r is not None]
             first = torch.autograd.grad(

@@ -23,6 +23,7 @@ def sample(name: str, shape: tuple[int, ...], indices: list) -> Sample:
 
 
 class TestTemporalGather(OpTester):
+    op = "temporal_gather"
     samples = [
         sample("slow-frames", (2, 3, 8, 4, 5), [0, 2, 4, 7]),
         sample("repeats-and-unread-frames", (2, 3, 5, 2, 3), [[4, 4, 0, 4], [1, 0, 1, 3]]),

@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
 #include "slowfast/check.h"
 #include "slowfast/macros.h"
 
@@ -31,6 +35,25 @@ struct bfloat16 {
     return value;
   }
 };
+
+// float16 storage; arithmetic happens in float.
+#if defined(__CUDACC__)
+struct float16 {
+  __half bits;
+
+  float16() = default;
+  SF_HOST_DEVICE SF_INLINE explicit float16(float value) : bits(__float2half_rn(value)) {}
+  SF_HOST_DEVICE SF_INLINE operator float() const { return __half2float(bits); }
+};
+#elif defined(__FLT16_MAX__)
+struct float16 {
+  _Float16 bits;
+
+  float16() = default;
+  SF_INLINE explicit float16(float value) : bits(static_cast<_Float16>(value)) {}
+  SF_INLINE operator float() const { return static_cast<float>(bits); }
+};
+#endif
 
 // The type that sums of T are kept in.
 template <typename T>
@@ -62,6 +85,20 @@ inline const char* name_of(DType dtype) {
   return "unknown";
 }
 
+inline int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kUInt8:
+      return 1;
+    case DType::kFloat16:
+    case DType::kBFloat16:
+      return 2;
+    case DType::kFloat32:
+      return 4;
+    default:
+      return 8;
+  }
+}
+
 template <typename T>
 struct TypeTag {
   using type = T;
@@ -81,5 +118,14 @@ void dispatch_floating(DType dtype, const char* op, const Function& function) {
       SF_CHECK(false, op, ": the CPU kernels take float32, float64 or bfloat16, got ", name_of(dtype));
   }
 }
+
+#if defined(__CUDACC__) || defined(SF_CUDA_ON_CPU)
+// The same for the CUDA kernels, which take float16 as well.
+template <typename Function>
+void dispatch_floating_cuda(DType dtype, const char* op, const Function& function) {
+  if (dtype == DType::kFloat16) return function(TypeTag<float16>{});
+  dispatch_floating(dtype, op, function);
+}
+#endif
 
 }  // namespace slowfast

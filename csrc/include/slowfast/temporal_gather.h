@@ -19,5 +19,7 @@ struct TemporalGatherBackwardParams {
 
 void temporal_gather_forward_cpu(const TemporalGatherParams& params, int num_threads);
 void temporal_gather_backward_cpu(const TemporalGatherBackwardParams& params, int num_threads);
+void temporal_gather_forward_cuda(const TemporalGatherParams& params, int device, void* stream);
+void temporal_gather_backward_cuda(const TemporalGatherBackwardParams& params, int device, void* stream);
 
 }  // namespace slowfast

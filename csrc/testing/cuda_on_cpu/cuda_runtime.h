@@ -1,0 +1,267 @@
+// CUDA on the CPU, for tests only: with this folder first in the include path, g++ compiles the .cu files as they are,
+// and SF_LAUNCH runs them. It shows wrong indices, out-of-bounds accesses (under AddressSanitizer), missing barriers
+// and wrong reductions without a GPU. It says nothing about speed.
+//
+// How: blocks run one after another; the threads of a block are fibers that switch only at barriers and shuffles.
+// Between two barriers they run in the order of `thread_order` (ascending, descending or shuffled), so a missing
+// __syncthreads() gives a different result for some order. Dynamic shared memory starts as NaN bytes for each block. A
+// barrier that only some threads reach is an error. Limits: no two threads run at the same instant (atomics are plain),
+// and a warp meets only at *_sync calls.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __restrict__ __restrict
+#define SF_CUDA_ON_CPU 1
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+namespace cuda_on_cpu {
+
+enum class ThreadOrder { kAscending, kDescending, kShuffled };
+inline ThreadOrder thread_order = ThreadOrder::kAscending;
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = 256 * 1024;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  dim3 thread;
+  int linear = 0;
+  enum { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone } state = kReady;
+  uint64_t deposit = 0;  // what the thread shows to its warp in a shuffle
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  Fiber* current = nullptr;
+  ucontext_t scheduler;
+  dim3 grid, block, index;
+  std::function<void()> body;
+  std::vector<char> shared;
+  std::exception_ptr error;
+  void* fake_stack = nullptr;
+};
+inline Block* active = nullptr;
+
+inline void switch_to(ucontext_t* from, ucontext_t* to, [[maybe_unused]] const void* stack,
+                      [[maybe_unused]] size_t bytes, [[maybe_unused]] bool leaving_for_good = false) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* save = nullptr;
+  __sanitizer_start_switch_fiber(leaving_for_good ? nullptr : &save, stack, bytes);
+  swapcontext(from, to);
+  __sanitizer_finish_switch_fiber(save, nullptr, nullptr);
+#else
+  swapcontext(from, to);
+#endif
+}
+
+inline const void* scheduler_stack = nullptr;
+inline size_t scheduler_stack_bytes = 0;
+
+inline void yield_fiber(bool done = false) {
+  switch_to(&active->current->context, &active->scheduler, scheduler_stack, scheduler_stack_bytes, done);
+}
+
+inline void fiber_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+#endif
+  try {
+    active->body();
+  } catch (...) {
+    active->error = std::current_exception();
+  }
+  active->current->state = Fiber::kDone;
+  yield_fiber(true);
+}
+
+inline void barrier(decltype(Fiber::state) kind) {
+  active->current->state = kind;
+  yield_fiber();
+}
+
+// Shows `value` to the warp, then reads what lane `source` shows.
+template <typename T>
+T exchange(T value, int source) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  Fiber* self = active->current;
+  std::memcpy(&self->deposit, &value, sizeof(T));
+  barrier(Fiber::kAtWarpBarrier);
+  const int first = self->linear / kWarp * kWarp, target = first + source;
+  T result = value;
+  if (source >= 0 && source < kWarp && target < static_cast<int>(active->fibers.size()))
+    std::memcpy(&result, &active->fibers[target].deposit, sizeof(T));
+  barrier(Fiber::kAtWarpBarrier);
+  return result;
+}
+
+inline int lane() { return active->current->linear % kWarp; }
+
+inline void run_block(Block& block) {
+  const int count = static_cast<int>(block.fibers.size());
+  for (int i = 0; i < count; ++i) {
+    Fiber& fiber = block.fibers[i];
+    fiber.state = Fiber::kReady;
+    fiber.linear = i;
+    fiber.thread = dim3(i % block.block.x, i / block.block.x % block.block.y, i / (block.block.x * block.block.y));
+    if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, fiber_main, 0);
+  }
+  std::vector<int> order(count);
+  for (int i = 0; i < count; ++i) order[i] = thread_order == ThreadOrder::kDescending ? count - 1 - i : i;
+  std::mt19937 random(12345);
+  for (;;) {
+    if (thread_order == ThreadOrder::kShuffled) std::shuffle(order.begin(), order.end(), random);
+    for (int i : order) {
+      Fiber& fiber = block.fibers[i];
+      if (fiber.state != Fiber::kReady) continue;
+      block.current = &fiber;
+      switch_to(&block.scheduler, &fiber.context, fiber.stack.get(), kStackBytes);
+      if (block.error) std::rethrow_exception(block.error);
+    }
+    // Everyone waits or is done: open the warp barriers that are full, else the block barrier.
+    int done = 0, at_block = 0;
+    bool opened = false;
+    for (int first = 0; first < count; first += kWarp) {
+      int waiting = 0, finished = 0, blocked = 0;
+      const int end = std::min(count, first + kWarp);
+      for (int i = first; i < end; ++i) {
+        waiting += block.fibers[i].state == Fiber::kAtWarpBarrier;
+        finished += block.fibers[i].state == Fiber::kDone;
+        blocked += block.fibers[i].state == Fiber::kAtBlockBarrier;
+      }
+      if (waiting) {
+        if (blocked || finished) throw std::runtime_error("a *_sync call was reached by only a part of its warp");
+        for (int i = first; i < end; ++i) block.fibers[i].state = Fiber::kReady;
+        opened = true;
+      }
+      done += finished;
+      at_block += blocked;
+    }
+    if (opened) continue;
+    if (done == count) return;
+    if (done) throw std::runtime_error("__syncthreads() was reached by only a part of the block");
+    for (Fiber& fiber : block.fibers) fiber.state = Fiber::kReady;
+  }
+}
+
+template <typename Kernel, typename... Args>
+void launch(Kernel kernel, dim3 grid, dim3 threads, size_t shared_bytes, Args... args) {
+  if (threads.x * threads.y * threads.z > 1024 || grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 ||
+      grid.z == 0 || grid.x > 0x7FFFFFFFu || shared_bytes > 227 * 1024)
+    throw std::runtime_error("launch configuration that a GPU would refuse");
+  Block block;
+  block.grid = grid;
+  block.block = threads;
+  block.fibers.resize(threads.x * threads.y * threads.z);
+  block.body = [&] { kernel(args...); };
+  active = &block;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        block.index = dim3(x, y, z);
+        // exactly the asked size on the heap, so that AddressSanitizer sees one byte too many
+        std::vector<char>(shared_bytes, static_cast<char>(0xFF)).swap(block.shared);
+        run_block(block);
+      }
+  active = nullptr;
+}
+
+}  // namespace cuda_on_cpu
+
+#define threadIdx (cuda_on_cpu::active->current->thread)
+#define blockIdx (cuda_on_cpu::active->index)
+#define blockDim (cuda_on_cpu::active->block)
+#define gridDim (cuda_on_cpu::active->grid)
+
+inline void __syncthreads() { cuda_on_cpu::barrier(cuda_on_cpu::Fiber::kAtBlockBarrier); }
+inline void __syncwarp(unsigned = 0xFFFFFFFFu) { cuda_on_cpu::barrier(cuda_on_cpu::Fiber::kAtWarpBarrier); }
+template <typename T>
+T __shfl_sync(unsigned, T value, int source, int = 32) {
+  return cuda_on_cpu::exchange(value, source);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask, int = 32) {
+  return cuda_on_cpu::exchange(value, cuda_on_cpu::lane() ^ mask);
+}
+template <typename T>
+T __shfl_down_sync(unsigned, T value, unsigned delta, int = 32) {
+  return cuda_on_cpu::exchange(value, cuda_on_cpu::lane() + static_cast<int>(delta));
+}
+template <typename T>
+T __shfl_up_sync(unsigned, T value, unsigned delta, int = 32) {
+  return cuda_on_cpu::exchange(value, cuda_on_cpu::lane() - static_cast<int>(delta));
+}
+inline unsigned __ballot_sync(unsigned, int predicate) {
+  unsigned bits = 0;
+  for (int i = 0; i < cuda_on_cpu::kWarp; ++i) bits |= (cuda_on_cpu::exchange(predicate, i) ? 1u : 0u) << i;
+  return bits;
+}
+template <typename T>
+T __ldg(const T* pointer) {
+  return *pointer;
+}
+
+#define SF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  cuda_on_cpu::launch(kernel, grid, block, shared_bytes, __VA_ARGS__)
+#define SF_DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(cuda_on_cpu::active->shared.data())

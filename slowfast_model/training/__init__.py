@@ -1,0 +1,1 @@
+"""Training: learning-rate schedules, the optimiser, the LightningModules and the callbacks of a run."""

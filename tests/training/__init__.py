@@ -1,0 +1,1 @@
+"""Tests of slowfast_model.training."""
