@@ -41,7 +41,10 @@ def forward_cpu(
     positions = slow_frame_indices(frames, alpha, slow_sampling) if slow_frames else indices.new_empty(0)
 
     windows = [tuple(geometry[4 * i : 4 * i + 4]) for i in range(n)]
-    shapes = [(clip.shape[1], clip.shape[2], height, width) for clip, (height, width, _, _) in zip(clips, windows)]
+    shapes = [
+        (clip.shape[1], clip.shape[2], height, width)
+        for clip, (height, width, _, _) in zip(clips, windows, strict=True)
+    ]
     row_taps = max((_taps(h0, h1, antialias) for h0, _, h1, _ in shapes), default=0)
     column_taps = max((_taps(w0, w1, antialias) for _, w0, _, w1 in shapes), default=0)
     widest = max((w0 for _, w0, _, _ in shapes), default=0)
