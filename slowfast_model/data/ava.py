@@ -21,6 +21,7 @@ from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, make_path
 from slowfast_model.data.loaders import TrainLoader, evaluation_loader
 from slowfast_model.data.sampling import ClipGeometry, full_frame_geometry, key_frame_times, random_geometry
 from slowfast_model.data.video import Frames, VideoError, VideoReader
+from slowfast_model.data.video_cache import DecodedVideo, VideoCache
 from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava_csv import (
     FrameKey,
@@ -130,15 +131,17 @@ class AvaVideos:
             raise InputError(f"{folder}: {error.strerror}; expected the folder of the videos") from None
 
     @contextmanager
-    def open(self, video_id: str, timestamp: float) -> Iterator[tuple[VideoReader, float]]:
-        """A reader of the video, and the timestamp in seconds of the video.
+    def open(
+        self, video_id: str, timestamp: float, cache: VideoCache
+    ) -> Iterator[tuple[VideoReader | DecodedVideo, float]]:
+        """The video, and the timestamp in seconds of the video.
 
         Raises:
             VideoError: there is no such video, it cannot be decoded, or it does not reach to the timestamp.
         """
         if video_id not in self.paths:
             raise VideoError(self.folder / video_id, "no file of this name, with any extension")
-        with VideoReader(self.paths[video_id]) as video:
+        with cache.open(self.paths[video_id]) as video:
             time = timestamp - self._first_second(video_id, video.duration)
             if not 0 <= time <= video.duration + _TIME_SLACK:
                 raise VideoError(
@@ -176,6 +179,7 @@ class AvaDataset(ClipDataset[AvaTarget]):
         self.config = config
         self.model = model
         self.num_classes = num_classes
+        self.cache = VideoCache(config.cache_megabytes << 20)
 
     def __len__(self) -> int:
         return len(self.key_frames)
@@ -193,7 +197,7 @@ class AvaDataset(ClipDataset[AvaTarget]):
 
     def read(self, index: int) -> Frames:
         """The decoded frames of a clip, uint8 [T, H, W, 3]."""
-        with self.videos.open(*self.key_frames.key(index)) as (video, time):
+        with self.videos.open(*self.key_frames.key(index), self.cache) as (video, time):
             fps = self.config.fps or video.fps
             return video.read(key_frame_times(time, self.model.num_frames, self.model.sampling_rate, fps))[0]
 
@@ -368,7 +372,7 @@ class AvaDataModule(LightningDataModule):
         Raises:
             VideoError: the video is missing or cannot give it.
         """
-        with self.videos.open(video_id, timestamp) as (video, time):
+        with self.videos.open(video_id, timestamp, VideoCache(0)) as (video, time):
             return video.read([time])[0][0]
 
     def describe(self) -> str:

@@ -39,6 +39,9 @@ class DataConfig:
         test_short_side: length of the shorter side in validation and testing; default 8/7 of the model's crop.
         slow_sampling: the Slow pathway's share of the frames: "linspace" (PySlowFast, and weights trained with it) or
             "stride" (the paper).
+        cache_megabytes: memory for whole decoded videos, per process that reads and per data set (training,
+            validation). Videos that fit are decoded once: worth it for sets of a few short videos that are read many
+            times, and only for them. 0: none.
     """
 
     root: str
@@ -49,9 +52,10 @@ class DataConfig:
     flip_probability: float = 0.5
     test_short_side: int | None = None
     slow_sampling: Literal["linspace", "stride"] = "linspace"
+    cache_megabytes: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0)):
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0), ("cache_megabytes", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"data.{name} is {getattr(self, name)}: expected {least} or more")
         if not 0 <= self.flip_probability <= 1:

@@ -24,7 +24,8 @@ from slowfast_model.data.sampling import (
     uniform_clip_start,
     view_geometry,
 )
-from slowfast_model.data.video import Frames, VideoReader
+from slowfast_model.data.video import Frames
+from slowfast_model.data.video_cache import VideoCache
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig
 
@@ -145,6 +146,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
         self.model = model
         self.views = views or (1, 1)
         self.views_to_end = views_to_end
+        self.cache = VideoCache(config.cache_megabytes << 20)
 
     def __len__(self) -> int:
         return len(self.videos) * self.views[0] * self.views[1]
@@ -164,7 +166,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
 
     def read(self, row: int, clip: int, position: float | None = None) -> Frames:
         """The decoded frames of clip number ``clip``, or of a random one at ``position`` in [0, 1): [T, H, W, 3]."""
-        with VideoReader(self.locate(row)) as video:
+        with self.cache.open(self.locate(row)) as video:
             source_frames = video.fps * video.duration
             length = clip_length(self.model.num_frames, self.model.sampling_rate, video.fps, self.config.target_fps)
             if position is not None:
