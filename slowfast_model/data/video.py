@@ -138,6 +138,11 @@ class VideoReader:
         height, width, _ = self._convert(self._shot_at(0.0).frame).shape
         return height, width
 
+    @cached_property
+    def tolerance(self) -> float:
+        """Seconds ahead of its start from which a frame counts as on screen: a tick of the file's clock."""
+        return min(self._tick, 0.25 / self.fps)
+
     def read(self, times: npt.ArrayLike) -> tuple[Frames, Times]:
         """The frames on screen at the given times.
 
@@ -201,7 +206,7 @@ class VideoReader:
 
     def _shot_at(self, time: float) -> _Shot:
         """Moves to the frame on screen at ``time``."""
-        limit = time + self._tolerance
+        limit = time + self.tolerance
         if self._must_seek(limit):
             self._seek(limit)
         if self._shown is None and self._upcoming is None:
@@ -326,10 +331,6 @@ class VideoReader:
     @cached_property
     def _tick(self) -> float:
         return float(self._stream.time_base or 0)
-
-    @cached_property
-    def _tolerance(self) -> float:
-        return min(self._tick, 0.25 / self.fps)
 
     def _seconds(self, ticks: int) -> float:
         return (ticks - (self._stream.start_time or 0)) * self._tick
