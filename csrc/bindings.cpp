@@ -10,6 +10,7 @@
 
 #include "slowfast/check.h"
 #include "slowfast/gather_frames.h"
+#include "slowfast/lateral_conv_concat.h"
 #include "slowfast/temporal_gather.h"
 #if defined(SLOWFAST_WITH_CUDA)
 #include "slowfast/smoke.h"
@@ -113,12 +114,70 @@ void bind_temporal_gather(py::module_& m) {
 #endif
 }
 
+// The workspace of a kernel: a tensor that Python allocates once the kernel has said how large it must be.
+struct Workspace {
+  py::object tensor;
+  void* data;
+
+  Workspace(const py::function& allocate, int64_t size)
+      : tensor(allocate(size)), data(reinterpret_cast<void*>(tensor.attr("data_ptr")().cast<uintptr_t>())) {}
+};
+
+void bind_lateral_conv_concat(py::module_& m) {
+  m.def("lateral_conv_concat_forward_cpu", [](TensorView slow, TensorView fast, TensorView weight, TensorView scale,
+                                              TensorView shift, TensorView residual, TensorView output, int64_t alpha,
+                                              bool relu, const py::function& allocate, int num_threads) {
+    const slowfast::LateralConvConcatParams params{slow, fast, weight, scale, shift, residual, output, alpha, relu};
+    const Workspace workspace(allocate, slowfast::lateral_conv_concat_workspace_cpu(params, num_threads));
+    py::gil_scoped_release released;
+    slowfast::lateral_conv_concat_forward_cpu(params, workspace.data, num_threads);
+  });
+  m.def("lateral_conv_statistics_cpu",
+        [](TensorView fast, TensorView weight, TensorView conv, TensorView mean, TensorView var, int64_t alpha,
+           const py::function& allocate, int num_threads) {
+          const slowfast::LateralConvStatisticsParams params{fast, weight, conv, mean, var, alpha};
+          const Workspace workspace(allocate, slowfast::lateral_conv_statistics_workspace_cpu(params, num_threads));
+          py::gil_scoped_release released;
+          slowfast::lateral_conv_statistics_cpu(params, workspace.data, num_threads);
+        });
+  m.def("lateral_conv_backward_cpu",
+        [](TensorView grad, TensorView output, TensorView scale, TensorView conv, TensorView mean, TensorView grad_mean,
+           TensorView grad_var, TensorView fast, TensorView weight, TensorView grad_fast, TensorView grad_weight,
+           TensorView grad_scale, TensorView grad_shift, int64_t alpha, const py::function& allocate, int num_threads) {
+          const slowfast::LateralConvBackwardParams params{grad,        output,     scale,      conv,   mean,
+                                                           grad_mean,   grad_var,   fast,       weight, grad_fast,
+                                                           grad_weight, grad_scale, grad_shift, alpha};
+          const Workspace workspace(allocate, slowfast::lateral_conv_backward_workspace_cpu(params, num_threads));
+          py::gil_scoped_release released;
+          slowfast::lateral_conv_backward_cpu(params, workspace.data, num_threads);
+        });
+  m.def("lateral_norm_concat_cpu", [](TensorView slow, TensorView conv, TensorView mean, TensorView var,
+                                      TensorView gamma, TensorView beta, TensorView residual, TensorView output,
+                                      double eps, bool relu, const py::function& allocate, int num_threads) {
+    const slowfast::LateralNormConcatParams params{slow, conv, mean, var, gamma, beta, residual, output, eps, relu};
+    const Workspace workspace(allocate, slowfast::lateral_norm_workspace_cpu(conv));
+    py::gil_scoped_release released;
+    slowfast::lateral_norm_concat_cpu(params, workspace.data, num_threads);
+  });
+  m.def("lateral_norm_backward_cpu",
+        [](TensorView grad, TensorView conv, TensorView mean, TensorView var, TensorView gamma, TensorView beta,
+           TensorView grad_conv, TensorView grad_mean, TensorView grad_var, TensorView grad_gamma, TensorView grad_beta,
+           double eps, bool relu, const py::function& allocate, int num_threads) {
+          const slowfast::LateralNormBackwardParams params{
+              grad, conv, mean, var, gamma, beta, grad_conv, grad_mean, grad_var, grad_gamma, grad_beta, eps, relu};
+          const Workspace workspace(allocate, slowfast::lateral_norm_workspace_cpu(conv));
+          py::gil_scoped_release released;
+          slowfast::lateral_norm_backward_cpu(params, workspace.data, num_threads);
+        });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of slowfast_ops; use the functions of slowfast_ops instead.";
   m.attr("build_info_json") = SLOWFAST_BUILD_INFO;
   bind_gather_frames(m);
+  bind_lateral_conv_concat(m);
   bind_temporal_gather(m);
 #if defined(SLOWFAST_WITH_CUDA)
   m.def("cuda_device_count", &slowfast::cuda_device_count);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,32 +44,50 @@ def blocks_double_backward(op: Any, public_name: str) -> None:
     torch.library.register_autograd(op, backward, lib=LIB)
 
 
-def autocasts(op: Any, policy: str) -> None:
+CastRule = Callable[[Sequence[Any], torch.dtype], list]
+
+
+def autocasts(op: Any, rule: str | CastRule) -> None:
     """Registers what autocast does to the floating-point tensors of `op`.
 
-    policy: "lower" casts them to the autocast dtype, as convolutions do; "widest" casts them to the widest floating
-    dtype among them, as `torch.cat` does. float64 tensors are left alone, as torch does.
+    rule: "lower" casts them to the autocast dtype, as convolutions do; "widest" casts them to the widest floating
+    dtype among them, as `torch.cat` does; a function gets the arguments and the autocast dtype and returns the
+    arguments to call `op` with. float64 tensors, and what is combined with them, are left alone, as torch does.
     """
-    if policy not in {"lower", "widest"}:
-        raise ValueError(f"policy={policy!r}: expected 'lower' or 'widest'")
+    if rule not in {"lower", "widest"} and not callable(rule):
+        raise ValueError(f"rule={rule!r}: expected 'lower', 'widest' or a function")
     for device_type in ("cpu", "cuda"):
         key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
 
         def kernel(*args: Any, _device_type: str = device_type, _key: Any = key) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_key)):
-                return op(*_cast(args, _device_type, policy))
+                return op(*_cast(args, torch.get_autocast_dtype(_device_type), rule))
 
         LIB.impl(op, kernel, f"Autocast{device_type.upper()}")
 
 
-def _cast(args: tuple, device_type: str, policy: str) -> list:
-    floats = [a.dtype for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
-    if torch.float64 in floats:
+def _cast(args: Sequence[Any], lower: torch.dtype, rule: str | CastRule) -> list:
+    if callable(rule):
+        return rule(args, lower)
+    floats = [a.dtype for a in args if _is_floating(a)]
+    return cast_floating(args, lower if rule == "lower" else widest(floats), range(len(args)))
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    """The dtype that `torch.cat` gives under autocast: float32 unless all are the same narrower one."""
+    return dtypes[0] if len(set(dtypes)) == 1 else torch.float32
+
+
+def cast_floating(args: Sequence[Any], dtype: torch.dtype, positions: Sequence[int]) -> list:
+    """The arguments, with the floating-point tensors at `positions` cast to `dtype`, unless one of them is float64."""
+    chosen = {i for i in positions if _is_floating(args[i])}
+    if any(args[i].dtype == torch.float64 for i in chosen):
         return list(args)
-    target = torch.get_autocast_dtype(device_type) if policy == "lower" else None
-    if policy == "widest":
-        target = torch.float32 if torch.float32 in floats else (floats[0] if len(set(floats)) == 1 else torch.float32)
-    return [a.to(target) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+    return [a.to(dtype) if i in chosen else a for i, a in enumerate(args)]
 
 
 def output_memory_format(x: torch.Tensor) -> torch.memory_format:

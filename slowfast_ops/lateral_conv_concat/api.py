@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from slowfast_ops.backends import OpBackends
-from slowfast_ops.lateral_conv_concat import reference
+from slowfast_ops.lateral_conv_concat import ops, reference
 
-BACKENDS = OpBackends("lateral_conv_concat", cpu=False)
+BACKENDS = OpBackends("lateral_conv_concat", cpu=True)
 
 
 def lateral_conv_concat(
@@ -74,7 +74,7 @@ def lateral_conv_norm_concat(
     eps: float = 1e-5,
     process_group: Any = None,
     synchronize: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The training form: lateral_conv_concat with batch norm by the statistics of this batch.
 
     Args:
@@ -84,8 +84,8 @@ def lateral_conv_norm_concat(
         synchronize: whether the statistics are those of all processes of `process_group` (None: of all processes).
 
     Returns:
-        The output, and the batch's statistics for the running ones, without gradient: mean [Co], biased variance
-        [Co] and the number of values per channel (float64 scalar).
+        The output, and what the running statistics take up, without gradient: the batch's mean [Co] and unbiased
+        variance [Co].
 
     Raises:
         ValueError: as `lateral_conv_concat`, or there is only one value per channel.
@@ -100,28 +100,27 @@ def lateral_conv_norm_concat(
         )
     implementation = _implementation(slow)
     conv, mean, var = implementation.lateral_conv_statistics(fast, weight, alpha)
-    count = torch.full((), per_channel, dtype=torch.float64, device=slow.device)
+    count: int | Tensor = per_channel
     if synchronize:
-        mean, var, count = _over_processes(mean, var, count, process_group)
+        mean, var, count = _over_processes(mean, var, per_channel, process_group)
     output = implementation.lateral_norm_concat(slow, conv, mean, var, gamma, beta, residual, relu, eps)
-    return output, mean.detach(), var.detach(), count
+    return output, mean.detach(), var.detach() * (count / (count - 1))
 
 
-def _over_processes(mean: Tensor, var: Tensor, count: Tensor, process_group: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _over_processes(mean: Tensor, var: Tensor, count: int, process_group: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and count over the values of all processes; differentiable in the first two."""
     from torch.distributed.nn.functional import all_reduce
 
-    wide_mean = mean.double()  # float64: the squares of the means are about to cancel
-    moments = torch.cat([wide_mean * count, (var.double() + wide_mean.square()) * count, count[None]])
+    wide = mean.double()  # float64: the squares of the means are about to cancel
+    moments = torch.cat([wide, var.double() + wide.square(), torch.ones_like(wide[:1])]) * count
     moments = all_reduce(moments, group=torch.distributed.group.WORLD if process_group is None else process_group)
     total = moments[-1].detach()
-    wide_mean, square = (moments[:-1] / total).chunk(2)
-    return wide_mean.to(mean.dtype), (square - wide_mean.square()).clamp(min=0).to(var.dtype), total
+    wide, square = (moments[:-1] / total).chunk(2)
+    return wide.to(mean.dtype), (square - wide.square()).clamp(min=0).to(var.dtype), total.to(var.dtype)
 
 
 def _implementation(slow: Tensor) -> Any:
-    BACKENDS.select(slow)
-    return reference
+    return reference if BACKENDS.select(slow) == "reference" else ops
 
 
 def _check(slow: Tensor, fast: Tensor, weight: Tensor, residual: Tensor | None, alpha: int) -> None:
@@ -139,6 +138,8 @@ def _check(slow: Tensor, fast: Tensor, weight: Tensor, residual: Tensor | None, 
         raise ValueError(
             f"weight must be [Co, Cf, K, 1, 1] with the Cf={fast.shape[1]} channels of fast, got {list(weight.shape)}"
         )
+    if weight.shape[0] < 1 or weight.shape[1] < 1:
+        raise ValueError(f"weight must have at least one output and one input channel, got {list(weight.shape)}")
     if kernel_size % 2 == 0:
         raise ValueError(f"weight has K={kernel_size} taps: K must be odd, else padding K // 2 gives T + 1 frames")
     if fast.shape[2] != alpha * slow.shape[2]:
@@ -149,13 +150,15 @@ def _check(slow: Tensor, fast: Tensor, weight: Tensor, residual: Tensor | None, 
         raise ValueError(f"fast must have the N, H, W of slow, got {list(fast.shape)} for slow {list(slow.shape)}")
     if residual is not None and residual.shape != slow.shape:
         raise ValueError(f"residual must have the shape of slow {list(slow.shape)}, got {list(residual.shape)}")
-    autocast = torch.is_autocast_enabled(slow.device.type)  # which settles the dtypes itself
+    # Autocast settles the dtypes itself, unless there is a float64, which it leaves alone.
+    dtypes = [x.dtype for x in (slow, fast, weight, residual) if x is not None]
+    settled = torch.is_autocast_enabled(slow.device.type) and torch.float64 not in dtypes
     for name, value in (("fast", fast), ("weight", weight), ("residual", residual)):
         if value is None:
             continue
         if value.device != slow.device:
             raise ValueError(f"{name} is on {value.device}, slow on {slow.device}; they must be on one device")
-        if value.dtype != slow.dtype and not autocast:
+        if value.dtype != slow.dtype and not settled:
             raise ValueError(f"{name} is {value.dtype}, slow is {slow.dtype}; they must share one dtype")
 
 
@@ -237,7 +240,7 @@ class LateralConvConcat(nn.Module):
         if not bn.training and bn.running_mean is not None and bn.running_var is not None:
             return lateral_conv_concat(slow, fast, weight, *_folded(bn), **options)
         group = getattr(bn, "process_group", None)
-        output, mean, var, count = lateral_conv_norm_concat(
+        output, mean, var = lateral_conv_norm_concat(
             slow,
             fast,
             weight,
@@ -249,7 +252,7 @@ class LateralConvConcat(nn.Module):
             **options,
         )
         if bn.training and bn.track_running_stats:
-            _update_running_statistics(bn, mean, var, count)
+            _update_running_statistics(bn, mean, var)
         return output
 
     def extra_repr(self) -> str:
@@ -271,10 +274,9 @@ def _world_size(group: Any) -> int:
 
 
 @torch.no_grad()
-def _update_running_statistics(bn: Any, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """As nn.BatchNorm3d does: momentum None is the average over all batches, and the variance is unbiased."""
+def _update_running_statistics(bn: Any, mean: Tensor, var: Tensor) -> None:
+    """As nn.BatchNorm3d does; momentum None is the average over all batches."""
     bn.num_batches_tracked.add_(1)
     momentum = 1.0 / bn.num_batches_tracked.item() if bn.momentum is None else bn.momentum
-    unbiased = var * (count / (count - 1)).to(var.dtype)
-    for running, value in ((bn.running_mean, mean), (bn.running_var, unbiased)):
+    for running, value in ((bn.running_mean, mean), (bn.running_var, var)):
         running.mul_(1 - momentum).add_(value, alpha=momentum)

@@ -10,9 +10,12 @@
 #if defined(_MSC_VER)
 #define SF_RESTRICT __restrict
 #define SF_INLINE __forceinline
+#define SF_INLINE_LAMBDA
 #else
 #define SF_RESTRICT __restrict__
 #define SF_INLINE inline __attribute__((always_inline))
+// Between a lambda's parameters and its body: [&](int i) SF_INLINE_LAMBDA { ... }
+#define SF_INLINE_LAMBDA __attribute__((always_inline))
 #endif
 
 // SF_MULTIVERSION void f(...): compiled for several x86-64 levels, the best one for this processor is taken when the

@@ -1,0 +1,183 @@
+"""lateral_conv_concat on the compiled kernels: outputs and workspaces are allocated here, the rest happens in csrc/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from slowfast_ops._library import output_memory_format
+from slowfast_ops._native import allocate, library, num_threads, view
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the kernels multiply and sum in, and keep statistics in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def allocate_output(slow: Tensor, lateral_channels: int) -> Tensor:
+    n, c, t, h, w = slow.shape
+    return allocate((n, c + lateral_channels, t, h, w), like=slow, memory_format=output_memory_format(slow))
+
+
+def allocate_conv(fast: Tensor, weight: Tensor, alpha: int) -> Tensor:
+    n, _, frames, h, w = fast.shape
+    shape = (n, weight.shape[0], frames // alpha, h, w)
+    return allocate(shape, like=fast, memory_format=output_memory_format(fast))
+
+
+def allocate_gradient(x: Tensor, wanted: bool = True) -> Tensor:
+    """A tensor like `x`; without elements where it is not wanted, because an op returns a fixed number of tensors."""
+    return allocate(x.shape, like=x, memory_format=output_memory_format(x)) if wanted else allocate((0,), like=x)
+
+
+def allocate_vector(length: int, like: Tensor) -> Tensor:
+    return allocate((length,), like=like, dtype=accumulator_dtype(like.dtype))
+
+
+def allocate_statistics(channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance, or their gradients: float64 for any dtype (csrc/include/slowfast/lateral_conv_concat.h)."""
+    mean, var = (allocate((channels,), like=like, dtype=torch.float64) for _ in range(2))
+    return mean, var
+
+
+def forward_cpu(
+    slow: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    alpha: int,
+    relu: bool,
+) -> Tensor:
+    output = allocate_output(slow, weight.shape[0])
+    tensors = (slow, fast, weight, _vector(scale, slow), _vector(shift, slow), residual, output)
+    library().lateral_conv_concat_forward_cpu(*map(view, tensors), alpha, relu, _workspace(slow), num_threads())
+    return output
+
+
+def backward_cpu(
+    grad_output: Tensor,
+    output: Tensor | None,
+    fast: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    alpha: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    results = allocate_gradients(grad_output, fast, weight, needs)
+    laterals = (_lateral(grad_output, weight.shape[0]), _lateral(output, weight.shape[0]))
+    inputs = (*laterals, _vector(scale, grad_output), None, None, None, None, fast, weight)
+    # The gradients of weight, scale and shift come from the same sums.
+    wanted = (needs[0], any(needs[1:]), needs[2], needs[3])
+    outputs = [view(x) if w else None for x, w in zip(results, wanted, strict=True)]
+    library().lateral_conv_backward_cpu(*map(view, inputs), *outputs, alpha, _workspace(grad_output), num_threads())
+    return results
+
+
+def allocate_gradients(
+    grad_output: Tensor, fast: Tensor, weight: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels = weight.shape[0]
+    return (
+        allocate_gradient(fast, needs[0]),
+        allocate_gradient(weight, any(needs[1:])),
+        allocate_vector(channels if needs[2] else 0, grad_output),
+        allocate_vector(channels if needs[3] else 0, grad_output),
+    )
+
+
+def statistics_cpu(fast: Tensor, weight: Tensor, alpha: int) -> tuple[Tensor, Tensor, Tensor]:
+    conv = allocate_conv(fast, weight, alpha)
+    mean, var = allocate_statistics(weight.shape[0], fast)
+    tensors = (fast, weight, conv, mean, var)
+    library().lateral_conv_statistics_cpu(*map(view, tensors), alpha, _workspace(fast), num_threads())
+    return conv, mean, var
+
+
+def statistics_backward_cpu(
+    grad_conv: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    alpha: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    results = allocate_gradient(fast, needs[0]), allocate_gradient(weight, needs[1])
+    vectors = [x.double().contiguous() for x in (mean, grad_mean, grad_var)]
+    outputs = [view(x) if wanted else None for x, wanted in zip(results, needs, strict=True)]
+    library().lateral_conv_backward_cpu(
+        *map(view, (grad_conv, None, None, conv, *vectors, fast, weight)),
+        *outputs,
+        None,
+        None,
+        alpha,
+        _workspace(grad_conv),
+        num_threads(),
+    )
+    return results
+
+
+def norm_concat_cpu(
+    slow: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> Tensor:
+    output = allocate_output(slow, conv.shape[1])
+    vectors = (mean.double().contiguous(), var.double().contiguous(), _vector(gamma, conv), _vector(beta, conv))
+    tensors = (slow, conv, *vectors, residual, output)
+    library().lateral_norm_concat_cpu(*map(view, tensors), eps, relu, _workspace(conv), num_threads())
+    return output
+
+
+def norm_concat_backward_cpu(
+    grad_output: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_conv = allocate_gradient(conv)
+    grad_mean, grad_var = allocate_statistics(conv.shape[1], conv)
+    grad_gamma, grad_beta = (allocate_vector(conv.shape[1], conv) for _ in range(2))
+    vectors = (mean.double().contiguous(), var.double().contiguous(), _vector(gamma, conv), _vector(beta, conv))
+    tensors = (
+        _lateral(grad_output, conv.shape[1]),
+        conv,
+        *vectors,
+        grad_conv,
+        grad_mean,
+        grad_var,
+        grad_gamma,
+        grad_beta,
+    )
+    library().lateral_norm_backward_cpu(*map(view, tensors), eps, relu, _workspace(conv), num_threads())
+    return grad_conv, grad_mean, grad_var, grad_gamma, grad_beta
+
+
+def _lateral(x: Tensor | None, channels: int) -> Tensor | None:
+    """The part of the op's output that the convolution made."""
+    return None if x is None else x[:, x.shape[1] - channels :]
+
+
+def _vector(values: Tensor | None, like: Tensor) -> Tensor | None:
+    """Per-channel values as the kernels take them: contiguous, in the accumulator's dtype."""
+    return None if values is None else values.to(accumulator_dtype(like.dtype)).contiguous()
+
+
+def _workspace(like: Tensor) -> Callable[[int], Tensor]:
+    return lambda size: allocate((size,), like=like, dtype=accumulator_dtype(like.dtype))

@@ -1,0 +1,367 @@
+"""lateral_conv_concat and LateralConvConcat, in inference, training, frozen and multi-process forms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slowfast_ops import LateralConvConcat, lateral_conv_concat, use_backend
+from slowfast_ops.lateral_conv_concat.api import lateral_conv_norm_concat
+from tests.ops.op_tester import OpTester, Sample, assert_as_accurate_as_pytorch
+
+
+def tensors(*shapes: Sequence[int], seed: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(tuple(shape), dtype=torch.float64, generator=generator) for shape in shapes]
+
+
+def shapes(n: int, c: int, t: int, h: int, w: int, fast: int, out: int, kernel: int, alpha: int) -> list[tuple]:
+    return [(n, c, t, h, w), (n, fast, alpha * t, h, w), (out, fast, kernel, 1, 1)]
+
+
+def inference(name: str, *size: int, relu: bool, affine: bool = True, residual: bool = False) -> Sample:
+    """tensors: slow, fast, weight, then scale and shift if affine, then residual."""
+    alpha, needed = size[-1], shapes(*size)
+    needed += [(size[6],)] * 2 * affine + [needed[0]] * residual
+
+    def function(slow: Tensor, fast: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        scale, shift = rest[:2] if affine else (None, None)
+        return lateral_conv_concat(
+            slow, fast, weight, scale, shift, alpha=alpha, relu=relu, residual=rest[-1] if residual else None
+        )
+
+    return Sample(name, function, lambda: tensors(*needed), smooth=not relu and not residual)
+
+
+def training(name: str, *size: int, relu: bool, affine: bool = True, residual: bool = False) -> Sample:
+    """The same with batch statistics; gamma and beta instead of scale and shift."""
+    alpha, needed = size[-1], shapes(*size)
+    needed += [(size[6],)] * 2 * affine + [needed[0]] * residual
+
+    def function(slow: Tensor, fast: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        gamma, beta = rest[:2] if affine else (None, None)
+        return lateral_conv_norm_concat(
+            slow, fast, weight, gamma, beta, alpha=alpha, relu=relu, residual=rest[-1] if residual else None
+        )[0]
+
+    return Sample(name, function, lambda: tensors(*needed), smooth=not relu and not residual)
+
+
+class TestLateralConvConcat(OpTester):
+    op = "lateral_conv_concat"
+    # N, C, T, H, W, Cf, Co, K, alpha
+    samples = [
+        inference("paper-4x16", 1, 8, 2, 4, 6, 8, 16, 5, 8, relu=True),
+        inference("paper-8x8", 2, 4, 3, 5, 5, 4, 8, 7, 4, relu=False),
+        inference("residual", 2, 3, 2, 3, 5, 2, 4, 5, 8, relu=True, residual=True),
+        inference("no-affine", 1, 2, 2, 3, 3, 3, 5, 3, 2, relu=False, affine=False),
+        inference("alpha-1-long-kernel", 1, 2, 3, 2, 3, 3, 4, 7, 1, relu=False),
+        inference("odd-sizes", 1, 5, 2, 7, 9, 5, 33, 3, 4, relu=False),
+        inference("one-of-everything", 1, 1, 1, 1, 1, 1, 1, 1, 1, relu=False),
+        inference("no-clips", 0, 3, 2, 4, 4, 2, 4, 5, 8, relu=True),
+    ]
+
+
+class TestTrainingForm(OpTester):
+    op = "lateral_conv_concat"
+    samples = [
+        training("paper-4x16", 1, 8, 2, 4, 6, 8, 16, 5, 8, relu=True),
+        training("paper-8x8", 2, 4, 3, 5, 5, 4, 8, 7, 4, relu=False),
+        training("residual", 2, 3, 2, 3, 5, 2, 4, 5, 8, relu=True, residual=True),
+        training("no-affine", 1, 2, 2, 3, 3, 3, 5, 3, 2, relu=False, affine=False),
+        training("odd-sizes", 1, 5, 2, 7, 9, 5, 33, 3, 4, relu=False),
+    ]
+
+
+def composition(slow, fast, weight, scale, shift, *, alpha, relu, residual):
+    """What a network without this op writes."""
+    lateral = F.conv3d(fast, weight, stride=(alpha, 1, 1), padding=(weight.shape[2] // 2, 0, 0))
+    if scale is not None:
+        zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+        lateral = F.batch_norm(lateral, zero, one, scale, shift, training=False, eps=0.0)
+    slow = slow if residual is None else F.relu(slow + residual)
+    return torch.cat([slow, F.relu(lateral) if relu else lateral], dim=1)
+
+
+def test_hand_computed():
+    """One pixel, alpha 2, K 3: output t sums fast frames 2t-1, 2t, 2t+1 with taps 1, 10, 100; frame -1 is padding."""
+    slow = torch.tensor([7.0, -8.0]).reshape(1, 1, 2, 1, 1).requires_grad_()
+    fast = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 4, 1, 1).requires_grad_()
+    weight = torch.tensor([1.0, 10.0, 100.0]).reshape(1, 1, 3, 1, 1).requires_grad_()
+    output = lateral_conv_concat(slow, fast, weight, alpha=2)
+    assert output.flatten().tolist() == [7, -8, 210, 432]
+    output.backward(torch.tensor([1.0, 2.0, 3.0, 5.0]).reshape(output.shape))
+    assert slow.grad.flatten().tolist() == [1, 2]
+    assert fast.grad.flatten().tolist() == [30, 305, 50, 500]
+    assert weight.grad.flatten().tolist() == [5 * 2, 3 * 1 + 5 * 3, 3 * 2 + 5 * 4]
+
+
+def test_hand_computed_epilogue_and_residual():
+    slow = torch.tensor([1.0, 1.0]).reshape(1, 1, 2, 1, 1)
+    fast = torch.tensor([2.0, 3.0]).reshape(1, 1, 2, 1, 1)
+    weight, scale, shift = torch.ones(1, 1, 1, 1, 1), torch.tensor([-2.0]), torch.tensor([5.0])
+    residual = torch.tensor([-4.0, 3.0]).reshape(1, 1, 2, 1, 1)
+    output = lateral_conv_concat(slow, fast, weight, scale, shift, alpha=1, residual=residual)
+    assert output.flatten().tolist() == [0, 4, 1, 0]
+
+
+def test_only_frames_that_a_tap_reaches_are_read():
+    """K=5, alpha=8: frames 3 to 5 of every eight reach no tap, so that NaN there changes nothing."""
+    slow, fast, weight = (x.float() for x in tensors(*shapes(1, 2, 2, 3, 5, 4, 6, 5, 8)))
+    expected = lateral_conv_concat(slow, fast, weight, alpha=8)
+    fast[:, :, [3, 4, 5, 11, 12, 13]] = float("nan")
+    assert torch.equal(lateral_conv_concat(slow, fast, weight, alpha=8), expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_nan_passes_through_the_relus(channels_last):
+    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+    slow, fast, weight = (x.float() for x in tensors(*shapes(1, 2, 1, 2, 2, 2, 3, 1, 1)))
+    slow[0, 0, 0, 0, 0] = fast[0, 1, 0, 1, 1] = float("nan")
+    slow, fast = (x.contiguous(memory_format=memory_format) for x in (slow, fast))
+    output = lateral_conv_concat(slow, fast, weight, alpha=1, residual=torch.zeros_like(slow))
+    assert output[0, 0, 0, 0, 0].isnan()
+    assert output[0, 2:, 0, 1, 1].isnan().all()
+    assert output.isnan().sum() == 4
+
+
+@given(
+    size=st.tuples(*[st.integers(1, hi) for hi in (2, 4, 3, 6, 9, 6, 20)]),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    alpha=st.sampled_from([1, 2, 4, 8]),
+    options=st.tuples(*[st.booleans()] * 4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=120, deadline=None)
+def test_equals_the_composition(size, kernel, alpha, options, dtype):
+    relu, affine, with_residual, channels_last = options
+    needed = shapes(*size, kernel, alpha)
+    inputs = tensors(*needed, (size[6],), (size[6],), needed[0])
+    if channels_last:
+        inputs = [x.contiguous(memory_format=torch.channels_last_3d) if x.dim() == 5 else x for x in inputs]
+    grad = tensors((size[0], size[1] + size[6], *size[2:5]), seed=2)[0]
+
+    def run(function, to):
+        slow, fast, weight, scale, shift, residual = (x.to(to).requires_grad_() for x in inputs)
+        scale, shift = (scale, shift) if affine else (None, None)
+        residual = residual if with_residual else None
+        y = function(slow, fast, weight, scale, shift, alpha=alpha, relu=relu, residual=residual)
+        leaves = [x for x in (slow, fast, weight, scale, shift, residual) if x is not None]
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(to))]
+
+    exact, same = run(composition, torch.float64), run(composition, dtype)
+    kinks = (relu or with_residual) and dtype != torch.float64
+    for i, triple in enumerate(zip(run(lateral_conv_concat, dtype), same, exact, strict=True)):
+        if i == 0 or not kinks:
+            assert_as_accurate_as_pytorch(*triple, f"result {i}")
+
+
+@pytest.mark.parametrize("needs", range(1, 32))
+def test_gradients_that_are_not_wanted_change_no_other(needs):
+    """Every subset of (fast, weight, scale, shift, slow)."""
+    values = tensors(*shapes(1, 3, 2, 3, 4, 4, 5, 5, 4), (5,), (5,))
+    slow, fast, weight, scale, shift = values
+    order = [fast, weight, scale, shift, slow]
+
+    def gradients(subset: list[Tensor]) -> list[Tensor]:
+        for x in order:
+            x.requires_grad_(any(x is y for y in subset))
+        y = lateral_conv_concat(slow, fast, weight, scale, shift, alpha=4)
+        return list(torch.autograd.grad(y.square().sum(), subset))
+
+    everything = dict(zip(map(id, order), gradients(order), strict=True))
+    wanted = [x for i, x in enumerate(order) if needs >> i & 1]
+    for x, grad in zip(wanted, gradients(wanted), strict=True):
+        assert torch.equal(grad, everything[id(x)])
+
+
+def modules(**options) -> tuple[LateralConvConcat, LateralConvConcat]:
+    torch.manual_seed(3)
+    ours = LateralConvConcat(4, 6, kernel_size=5, alpha=4, **options).double()
+    if ours.bn is not None:
+        nn.init.normal_(ours.bn.weight)
+        nn.init.normal_(ours.bn.bias)
+    return ours, copy.deepcopy(ours)
+
+
+def plain(module: LateralConvConcat, slow: Tensor, fast: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The module's submodules called one by one, as an unfused network would."""
+    lateral = module.conv(fast)
+    lateral = lateral if module.bn is None else module.bn(lateral)
+    slow = slow if residual is None else F.relu(slow + residual)
+    return torch.cat([slow, F.relu(lateral) if module.relu else lateral], dim=1)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"eps": 1e-2, "momentum": 0.3}, {"relu": False}, {"norm": False}], ids=str
+)
+def test_three_training_steps_then_evaluation_equal_conv_and_batch_norm(options, memory_format):
+    ours, theirs = modules(**options)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (ours, theirs)]
+    for step in range(3):
+        slow, fast, residual = tensors((2, 3, 2, 4, 5), (2, 4, 8, 4, 5), (2, 3, 2, 4, 5), seed=step)
+        slow, fast = (x.contiguous(memory_format=memory_format) for x in (slow, fast))
+        outputs = ours(slow, fast, residual), plain(theirs, slow, fast, residual)
+        torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+        for optimizer, output in zip(optimizers, outputs, strict=True):
+            optimizer.zero_grad()
+            (output * tensors(output.shape, seed=step)[0]).mean().backward()
+            optimizer.step()
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(slow, fast), plain(theirs.eval(), slow, fast), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_statistics_are_exact_far_from_zero(mean, memory_format):
+    """A variance by E[x^2] - E[x]^2 would lose all its digits at a mean of 1000."""
+    fast = (tensors((2, 1, 2, 30, 30))[0] + mean).float().contiguous(memory_format=memory_format)
+    slow, weight = torch.zeros(2, 2, 2, 30, 30).contiguous(memory_format=memory_format), torch.ones(2, 1, 1, 1, 1)
+    _, got_mean, got_var = lateral_conv_norm_concat(slow, fast, weight, None, None, alpha=1)
+    torch.testing.assert_close(got_mean.double(), fast.double().mean().expand(2), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got_var.double(), fast.double().var().expand(2), rtol=1e-4, atol=0)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_passes_gradients():
+    ours, theirs = modules()
+    for module in (ours, theirs):
+        module.train()
+        module.bn.eval()
+        nn.init.uniform_(module.bn.running_var, 0.5, 2.0, generator=torch.Generator().manual_seed(4))
+    before = copy.deepcopy(ours.state_dict())
+    slow, fast = tensors((2, 3, 2, 4, 5), (2, 4, 8, 4, 5))
+    fast.requires_grad_()
+    results = []
+    for module, function in ((ours, ours), (theirs, lambda s, f: plain(theirs, s, f))):
+        output = function(slow, fast)
+        results.append([output, *torch.autograd.grad(output.square().sum(), [fast, *module.parameters()])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(before[name], value) for name, value in ours.state_dict().items())
+
+
+def test_module_parameter_names_are_those_of_a_plain_pair():
+    names = ["conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"]
+    assert list(LateralConvConcat(8, 16).state_dict()) == names
+    assert list(LateralConvConcat(8, 16, norm=False).state_dict()) == ["conv.weight"]
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_module_compiles_whole(train):
+    ours, theirs = modules()
+    slow, fast = tensors((2, 3, 2, 4, 5), (2, 4, 8, 4, 5))
+    torch._dynamo.reset()
+    compiled = torch.compile(ours.train(train), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(slow, fast), plain(theirs.train(train), slow, fast))
+    for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("slow_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("train", [False, True])
+def test_autocast_dtypes_of_the_module(slow_dtype, train):
+    ours, theirs = (m.float().train(train) for m in modules())
+    slow, fast = (x.float() for x in tensors((2, 3, 2, 4, 5), (2, 4, 8, 4, 5)))
+    slow = slow.to(slow_dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, expected = ours(slow, fast), plain(theirs, slow, fast)
+    assert output.dtype == expected.dtype == slow_dtype
+    torch.testing.assert_close(output, expected, rtol=0.05, atol=0.05)
+
+
+def _synchronized_worker(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(modules()[0])
+    slow, fast = tensors((3, 3, 2, 4, 5), (3, 4, 8, 4, 5))
+    part = slice(0, 1) if rank == 0 else slice(1, 3)  # unequal shares
+    local = fast[part].clone().requires_grad_()
+    output = module(slow[part], local)
+    grads = torch.autograd.grad(output.square().sum(), [local, *module.parameters()])
+    torch.save([output.detach(), *grads, *module.buffers()], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_synchronized_batch_norm_equals_one_process_with_the_whole_batch(tmp_path: Path):
+    torch.multiprocessing.spawn(_synchronized_worker, (str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    module = modules()[0]
+    slow, fast = tensors((3, 3, 2, 4, 5), (3, 4, 8, 4, 5))
+    fast.requires_grad_()
+    output = module(slow, fast)
+    grads = torch.autograd.grad(output.square().sum(), [fast, *module.parameters()])
+    torch.testing.assert_close(torch.cat([p[0] for p in parts]), output)
+    torch.testing.assert_close(torch.cat([p[1] for p in parts]), grads[0])
+    for i, grad in enumerate(grads[1:], start=2):
+        torch.testing.assert_close(parts[0][i] + parts[1][i], grad)
+    for part in parts:
+        for a, b in zip(part[-3:], module.buffers(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_converted_module_runs_in_one_process():
+    ours, theirs = modules()
+    ours = nn.SyncBatchNorm.convert_sync_batchnorm(ours)
+    slow, fast = tensors((2, 3, 2, 4, 5), (2, 4, 8, 4, 5))
+    torch.testing.assert_close(ours(slow, fast), plain(theirs, slow, fast))
+
+
+SLOW, FAST, WEIGHT = torch.zeros(1, 2, 2, 3, 3), torch.zeros(1, 4, 16, 3, 3), torch.zeros(6, 4, 5, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slow": SLOW[0]}, r"slow must be floating point \[N, C, T, H, W\]"),
+        ({"fast": FAST.int()}, "fast must be floating point"),
+        ({"weight": WEIGHT[..., 0]}, "weight must be floating point"),
+        ({"fast": FAST[:, :, :15]}, r"fast has 15 frames, expected alpha T = 8 \* 2 = 16"),
+        ({"alpha": 4}, r"fast has 16 frames, expected alpha T = 4 \* 2 = 8"),
+        ({"alpha": 0}, "alpha=0"),
+        ({"weight": WEIGHT[:, :, :4]}, "K=4 taps: K must be odd"),
+        ({"weight": WEIGHT[:, :3]}, "with the Cf=4 channels of fast"),
+        ({"weight": WEIGHT.expand(6, 4, 5, 3, 1)}, r"weight must be \[Co, Cf, K, 1, 1\]"),
+        ({"weight": WEIGHT[:0]}, "weight must have at least one"),
+        ({"fast": FAST[..., :2]}, "fast must have the N, H, W of slow"),
+        ({"residual": SLOW[:, :1]}, "residual must have the shape of slow"),
+        ({"scale": torch.zeros(5)}, r"scale must be floating point \[Co=6\]"),
+        ({"shift": torch.zeros(6, dtype=torch.int64)}, r"shift must be floating point \[Co=6\]"),
+        ({"fast": FAST.double()}, "fast is torch.float64, slow is torch.float32"),
+        ({"residual": SLOW.to("meta")}, "residual is on meta, slow on cpu"),
+        ({"scale": torch.zeros(6, device="meta")}, "scale is on meta, slow on cpu"),
+    ],
+)
+def test_errors_name_the_argument(changes, message):
+    arguments = {"slow": SLOW, "fast": FAST, "weight": WEIGHT, "alpha": 8, **changes}
+    for backend in ("cpu", "reference"):
+        with use_backend(backend), pytest.raises(ValueError, match=message):
+            lateral_conv_concat(**arguments)
+
+
+def test_autocast_does_not_hide_a_float64_mismatch():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"fast is torch\.float64"):
+        lateral_conv_concat(SLOW, FAST.double(), WEIGHT, alpha=8)
+
+
+def test_module_errors():
+    for options, message in (({"kernel_size": 4}, "kernel_size=4 must be odd"), ({"alpha": 0}, "alpha=0")):
+        with pytest.raises(ValueError, match=message):
+            LateralConvConcat(4, 6, **options)
+    module = LateralConvConcat(4, 6)
+    with pytest.raises(ValueError, match=r"more than one value per channel.* gives 1"):
+        module(torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 4, 8, 1, 1))
+    module.bn = nn.Identity()
+    with pytest.raises(TypeError, match="bn is a Identity"):
+        module(SLOW, FAST)
