@@ -88,8 +88,7 @@ class VideoReader:
         self._upcoming: _Shot | None = None
         self._broken: str | None = None
         self._open()
-        # Program streams time few of their frames; what FFmpeg makes up for the others depends on where it starts.
-        self._seekable = self._has_timestamps and self._container.format.name != "mpeg"
+        self._seekable = self._keeps_time
 
     def __enter__(self) -> VideoReader:
         return self
@@ -121,9 +120,9 @@ class VideoReader:
     @cached_property
     def duration(self) -> float:
         """Seconds from the start of the first frame to the end of the last, as the file states it, or else counted."""
-        if self._stream_duration is not None:
+        if self._keeps_time and self._stream_duration is not None:
             return self._stream_duration
-        if self._container.duration:
+        if self._keeps_time and self._container.duration:
             return float(self._container.duration / av.time_base)
         return self.num_frames / self.fps
 
@@ -327,6 +326,12 @@ class VideoReader:
         return not self._is_elementary and not (
             self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
         )
+
+    @cached_property
+    def _keeps_time(self) -> bool:
+        """Whether places and the duration are right. MPEG program streams time few of their frames, and what FFmpeg
+        makes up for the others depends on where it starts."""
+        return self._has_timestamps and self._container.format.name != "mpeg"
 
     @cached_property
     def _tick(self) -> float:
