@@ -49,8 +49,8 @@ def _slowfast_r50(slow_frames: int, slow_rate: int, alpha: int, fusion_kernel: i
     )
 
 
-# A stem of stride 4 without temporal kernel or pooling: a temporal kernel in the Fast stem would be half of the cost on a
-# CPU, and those of the Fast pathway's blocks see the motion well enough.
+# A stem of stride 4 without temporal kernel or pooling: a temporal kernel in the Fast stem would be half of the cost on
+# a CPU, and those of the Fast pathway's blocks see the motion well enough.
 _TINY_DEPTHS = (1, 1, 1, 1)
 _TINY_STEM = StemConfig(kernel=(1, 7, 7), stride=4, pool=False)
 _TINY_HEAD = HeadConfig(dropout=0.2)
