@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -106,7 +107,7 @@ class VideoNetwork(nn.Module):
 
         Args:
             pathways, rois: as for `forward`.
-            pool_size: side of the pooling window in feature pixels. None: that of the training crop (7 for 224).
+            pool_size: side of the pooling window in feature pixels. None: that of the training crop's map (7 for 224).
                 A window larger than the map is cut to it.
 
         Returns:
@@ -115,7 +116,7 @@ class VideoNetwork(nn.Module):
         if isinstance(self.head, DetectionHead):
             return self(pathways, rois).sigmoid()
         self._refuse_rois(rois)
-        window = pool_size or max(1, self.config.crop_size // self.config.spatial_stride)
+        window = pool_size or math.ceil(self.config.crop_size / self.config.spatial_stride)
         logits = self.head.position_logits(self.features(pathways), window)
         return logits.softmax(dim=-1).mean(dim=(1, 2))
 

@@ -64,7 +64,7 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         self.make_optimizer = make_optimizer
         self.schedule = schedule
         self.seed = seed
-        self.scores = self.new_scores()
+        self.scores: Scores = self.new_scores()
         self.result: Result | None = None
         self._result_step = -1
 
@@ -96,6 +96,12 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         self.result = self.compute_result(self.scores)
         self._result_step = self.trainer.global_step
 
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
     def metrics_at(self, step: int) -> dict[str, float]:
         """The figures of the latest evaluation if it was made at this step; else nothing."""
         if self._result_step != step:
@@ -126,6 +132,8 @@ class ClassificationModule(VideoModule[MultiViewScores, KineticsResult]):
         return F.cross_entropy(self.model(batch["pathways"]), batch["labels"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if not len(batch["labels"]):  # none of the batch's videos could be read
+            return
         probabilities = self.model.predict(batch["pathways"]).float().cpu().numpy()
         self.scores.add(batch["indices"].tolist(), batch["views"].tolist(), probabilities, batch["labels"].tolist())
 
@@ -133,9 +141,9 @@ class ClassificationModule(VideoModule[MultiViewScores, KineticsResult]):
 class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
     """Sigmoid cross-entropy on boxes, a mean over boxes and classes; AVA frame-mAP.
 
-    The loss takes logits, so it is safe in half precision. Batches are dicts: "pathways" (list of [N, 3, T, H, W]), "rois"
-    [R, 5] in input pixels, "labels" [R, K] multi-hot (column k is class id k + 1), and for evaluation "boxes" [R, 4] as
-    fractions of the full frame and "keys", the N (video id, timestamp) of the key frames.
+    The loss takes logits, so it is safe in half precision. Batches are dicts: "pathways" (list of [N, 3, T, H, W]),
+    "rois" [R, 5] in input pixels, "labels" [R, K] multi-hot (column k is class id k + 1), and for evaluation "boxes"
+    [R, 4] as fractions of the full frame and "keys", the N (video id, timestamp) of the key frames.
 
     Args:
         evaluate: frame-mAP of a table of detections, against the ground truth of the split that is evaluated.
@@ -172,6 +180,8 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
         return F.binary_cross_entropy_with_logits(logits, batch["labels"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if not batch["keys"]:  # none of the batch's videos could be read
+            return
         probabilities = self.model.predict(batch["pathways"], batch["rois"]).float().cpu().numpy()
         clip_indices = batch["rois"][:, 0].long().cpu().numpy()
         self.scores.add(batch["keys"], clip_indices, batch["boxes"].cpu().numpy(), probabilities)

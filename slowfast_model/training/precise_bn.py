@@ -13,9 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def update_batch_norm(
-    model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any], num_batches: int
-) -> int:
+def update_batch_norm(model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any], num_batches: int) -> int:
     """Replaces running means and variances by their plain averages over some training batches.
 
     The exponential running averages lag behind weights that move fast; Kinetics recipes evaluate with statistics taken

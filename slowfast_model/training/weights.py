@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig, VideoNetwork, build_model
+from slowfast_model.models.network import HeadType
 
 CHECKPOINT_KEY = "slowfast"
 _MODULE_PREFIX = "model."
@@ -34,7 +35,7 @@ class ModelDescription:
     """
 
     config: ModelConfig
-    head: str
+    head: HeadType
     num_classes: int
     class_names: dict[int, str]
 
@@ -57,7 +58,7 @@ class ModelDescription:
         )
 
     def build(self) -> VideoNetwork:
-        return build_model(self.config, num_classes=self.num_classes, head=self.head)  # type: ignore[arg-type]
+        return build_model(self.config, num_classes=self.num_classes, head=self.head)
 
 
 def save_weights(path: str | PathLike[str], model: nn.Module, description: ModelDescription) -> None:
@@ -88,7 +89,9 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Tensor], ModelDes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
     if not described:
-        raise InputError(f"{path}: expected model.safetensors or a checkpoint of a training run, which describe the model")
+        raise InputError(
+            f"{path}: expected model.safetensors or a checkpoint of a training run, which describe the model"
+        )
     return tensors, ModelDescription.from_dict(described)
 
 
