@@ -249,8 +249,8 @@ def test_an_empty_batch_gives_an_empty_batch():
 def test_numpy_arrays_and_integers_are_taken():
     frames = random_frames(4, 6, 7, 3)
     expected = gather_frames(frames, indices=[0, 3], alpha=2, resize=(5, 5))
-    height = torch.tensor([5]).numpy()[0]
-    actual = gather_frames(frames.numpy(), indices=torch.tensor([0, 3]).numpy(), alpha=2, resize=(height, 5))
+    height, no = torch.tensor([5]).numpy()[0], torch.tensor([False]).numpy()[0]
+    actual = gather_frames(frames.numpy(), indices=torch.tensor([0, 3]).numpy(), alpha=2, resize=(height, 5), flip=no)
     assert torch.equal(actual[1], expected[1])
     assert torch.equal(gather_frames([frames.numpy()], indices=[[0, 3]], alpha=2, resize=[(5, 5)])[0][0], expected[0])
 
@@ -359,12 +359,15 @@ def test_the_kernel_checks_what_a_compiler_cannot():
     )
     with use_backend("cpu"), pytest.raises(RuntimeError, match=r"index 4 outside \[0, 4\), the frames of clip 0"):
         compiled(random_frames(4, 2, 2, 3), torch.tensor([0, 4]))
-    arguments = [
-        [random_frames(4, 8, 8, 3)], torch.tensor([[0]]), [8, 8, 4, 0], [6, 8], [False], 1, "linspace",
-        [0.0] * 3, [1.0] * 3, torch.float32, torch.contiguous_format, False,
-    ]  # fmt: skip
-    with pytest.raises(RuntimeError, match="the crop is not inside the resized frame of clip 0"):
-        torch.ops.slowfast.gather_frames(*arguments)
+    rest = [[False], 1, "linspace", [0.0] * 3, [1.0] * 3, torch.float32, torch.contiguous_format, False]
+    frames, one = random_frames(4, 8, 8, 3), torch.tensor([[0]])
+    for clip, indices, geometry, message in (
+        (frames, one, [8, 8, 4, 0], "the crop is not inside the resized frame of clip 0"),
+        (frames[0], one, [8, 8, 0, 0], r"clip 0 is not uint8 \[T, H, W, 3\]"),
+        (frames, one.expand(2, 1), [8, 8, 0, 0], r"indices is not int64 \[N, T'\]"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.slowfast.gather_frames([clip], indices, geometry, [6, 8], *rest)
 
 
 CLIP = torch.zeros(4, 8, 10, 3, dtype=torch.uint8)
