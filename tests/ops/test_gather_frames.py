@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -282,6 +284,50 @@ def test_memory_beyond_the_outputs_is_small(monkeypatch):
     )
     outputs = slow.nbytes + fast.nbytes
     assert outputs <= sum(t.nbytes for t in allocated) <= 1.01 * outputs
+
+
+# Every tensor, the frames included, ends where readable memory ends, and fresh memory is full of huge numbers.
+GUARDED_CALLS = """
+import ctypes, mmap
+import torch
+from slowfast_ops import _native, gather_frames
+
+kept = []
+
+def guarded(shape, dtype, memory_format=torch.contiguous_format, **kwargs):
+    empty = torch.empty(shape, dtype=dtype, memory_format=memory_format, device="meta")
+    if not empty.numel():
+        return torch.empty(shape, dtype=dtype)
+    size = empty.numel() * empty.element_size()
+    pages = -(-size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    ctypes.memset(start, 0x7F, pages * mmap.PAGESIZE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(start + pages * mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    kept.append(memory)
+    offset = pages * mmap.PAGESIZE - size
+    flat = torch.frombuffer(memory, dtype=dtype, count=empty.numel(), offset=offset)
+    return flat.as_strided(empty.shape, empty.stride())
+
+_native._empty = guarded
+for width in (1, 7, 16, 61):
+    frames = guarded((2, 9, width, 3), torch.uint8).copy_(torch.randint(0, 256, (2, 9, width, 3), dtype=torch.uint8))
+    for options in ({}, {"resize": (17, 2 * width + 1)}, {"resize": (4, (width + 1) // 2), "antialias": True}):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8):
+            for memory_format in (torch.contiguous_format, torch.channels_last_3d):
+                for flip in (False, True):
+                    gather_frames(
+                        frames, indices=[1, 0], alpha=2, flip=flip, dtype=dtype, memory_format=memory_format, **options
+                    )
+print("whole")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses mprotect")
+def test_stays_inside_its_memory():
+    result = subprocess.run([sys.executable, "-c", GUARDED_CALLS], capture_output=True, text=True)
+    assert result.stdout.strip() == "whole", f"status {result.returncode}: {result.stderr[-2000:]}"
 
 
 CALLS = {
