@@ -112,11 +112,16 @@ class VideoNetwork(nn.Module):
 
         Returns:
             [N, K], rows summing to one; or [R, K].
+
+        Raises:
+            ValueError: as `forward`, or a window without pixels.
         """
         if isinstance(self.head, DetectionHead):
             return self(pathways, rois).sigmoid()
         self._refuse_rois(rois)
-        window = pool_size or math.ceil(self.config.crop_size / self.config.spatial_stride)
+        window = math.ceil(self.config.crop_size / self.config.spatial_stride) if pool_size is None else pool_size
+        if window < 1:
+            raise ValueError(f"pool_size is {window}: expected 1 or more")
         logits = self.head.position_logits(self.features(pathways), window)
         return logits.softmax(dim=-1).mean(dim=(1, 2))
 

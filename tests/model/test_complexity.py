@@ -17,8 +17,7 @@ from slowfast_model.models import build_model, get_preset
 from slowfast_ops import use_backend
 
 
-@pytest.mark.parametrize("crop_size", [64, 150])
-@pytest.mark.parametrize("name", ["slow_tiny", "slowfast_tiny", "slowfast_r50_4x16"])
+@pytest.mark.parametrize(("name", "crop_size"), [("slow_tiny", 150), ("slowfast_tiny", 64), ("slowfast_r50_4x16", 64)])
 def test_counts_equal_torchs_flop_counter(name: str, crop_size: int) -> None:
     config = get_preset(name)
     model = build_model(name, num_classes=7).eval()

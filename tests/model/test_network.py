@@ -281,7 +281,7 @@ def test_bfloat16_autocast_stays_close(training: bool) -> None:
 def test_compiles_as_one_graph() -> None:
     model = make_model("slowfast_tiny", "detection").train()
     clips = [clip.to(memory_format=torch.channels_last_3d) for clip in make_clips(model)]
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     logits = scores(compiled, clips)
     torch.testing.assert_close(logits, scores(model, clips))
     logits.square().sum().backward()
@@ -315,6 +315,12 @@ def test_pathways_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             network(clips)
+
+
+def test_an_empty_pooling_window_is_refused() -> None:
+    model = make_model("slow_tiny")
+    with pytest.raises(ValueError, match="pool_size is 0: expected 1 or more"):
+        model.predict(make_clips(model), pool_size=0)
 
 
 def test_heads_refuse_missing_unwanted_and_misshaped_boxes() -> None:
