@@ -4,9 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
+#include <vector>
 
 #include "slowfast/check.h"
+#include "slowfast/gather_frames.h"
 #include "slowfast/roi_align_3d.h"
 #include "slowfast/temporal_gather.h"
 #if defined(SLOWFAST_WITH_CUDA)
@@ -49,6 +52,37 @@ namespace {
 
 using slowfast::TensorView;
 using Released = py::call_guard<py::gil_scoped_release>;
+
+// A clip's geometry is (resized height, resized width, top, left).
+void bind_gather_frames(py::module_& m) {
+  m.def(
+      "gather_frames_cpu",
+      [](const std::vector<TensorView>& frames, const std::vector<std::array<int64_t, 4>>& geometry,
+         const std::vector<bool>& flip, TensorView indices, TensorView slow_positions, TensorView slow, TensorView fast,
+         std::array<double, 3> mean, std::array<double, 3> std, bool antialias, TensorView firsts, TensorView weights,
+         TensorView rows) {
+        SF_CHECK(frames.size() == geometry.size() && frames.size() == flip.size() &&
+                     static_cast<int64_t>(frames.size()) == fast.size(0),
+                 "gather_frames: one geometry and one flip for each clip");
+        std::vector<slowfast::GatherFramesClip> clips;
+        for (size_t n = 0; n < frames.size(); ++n) {
+          const auto& g = geometry[n];
+          clips.push_back({frames[n], g[0], g[1], g[2], g[3], flip[n]});
+        }
+        slowfast::gather_frames_cpu({clips.data(),
+                                     indices,
+                                     slow_positions,
+                                     slow,
+                                     fast,
+                                     {mean[0], mean[1], mean[2]},
+                                     {std[0], std[1], std[2]},
+                                     antialias,
+                                     firsts,
+                                     weights,
+                                     rows});
+      },
+      Released());
+}
 
 // (bins, spatial_scale, temporal_scale, sampling_ratio, aligned, pool), as slowfast_ops/roi_align_3d/native.py makes
 // it.
@@ -113,6 +147,7 @@ void bind_temporal_gather(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of slowfast_ops; use the functions of slowfast_ops instead.";
   m.attr("build_info_json") = SLOWFAST_BUILD_INFO;
+  bind_gather_frames(m);
   bind_roi_align_3d(m);
   bind_temporal_gather(m);
 #if defined(SLOWFAST_WITH_CUDA)

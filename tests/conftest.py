@@ -44,9 +44,13 @@ def global_state_stays():
     use_backend(backend)
 
 
+def pytest_configure() -> None:
+    if os.environ.get("FAIL_WITHOUT_CUDA") == "1" and not torch.cuda.is_available():
+        pytest.exit("FAIL_WITHOUT_CUDA=1, but torch finds no CUDA device", returncode=1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("needs_cuda") and os.environ.get("FAIL_WITHOUT_CUDA") != "1":
-            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("needs_cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))

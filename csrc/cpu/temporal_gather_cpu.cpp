@@ -10,65 +10,51 @@
 #include "slowfast/dtype.h"
 #include "slowfast/parallel.h"
 #include "slowfast/temporal_gather.h"
+#include "slowfast/temporal_gather_math.h"
 
 namespace slowfast {
 namespace {
 
-// A frame [C, H, W] of a 5-D tensor, its dimensions ordered from the largest stride to the smallest.
-struct FrameLoop {
-  int64_t size[3];
-  int64_t stride[2][3];  // of the two tensors walked together
+// row(offset in a, offset in b) for every row of a frame.
+template <typename RowFunction>
+SF_INLINE void for_each_row(const FrameLoop& frame, const RowFunction& row) {
+  for (int64_t i = 0; i < frame.size[0]; ++i)
+    for (int64_t j = 0; j < frame.size[1]; ++j)
+      row(i * frame.stride_a[0] + j * frame.stride_a[1], i * frame.stride_b[0] + j * frame.stride_b[1]);
+}
 
-  FrameLoop(const TensorView& a, const TensorView& b) {
-    int order[3] = {1, 3, 4};
-    std::sort(order, order + 3,
-              [&](int i, int j) { return a.stride(i) != a.stride(j) ? a.stride(i) > a.stride(j) : i < j; });
-    for (int k = 0; k < 3; ++k) {
-      size[k] = a.size(order[k]);
-      stride[0][k] = a.stride(order[k]);
-      stride[1][k] = b.stride(order[k]);
-    }
-    // Merge dimensions that are adjacent in both tensors, so that a dense frame becomes one long row.
-    for (int k = 1; k >= 0; --k) {
-      bool adjacent = true;
-      for (int side = 0; side < 2; ++side) adjacent &= stride[side][k] == stride[side][k + 1] * size[k + 1];
-      if (!adjacent) continue;
-      size[k + 1] *= size[k];
-      for (int side = 0; side < 2; ++side) stride[side][k] = stride[side][k + 1];
-      for (int j = k; j > 0; --j) {
-        size[j] = size[j - 1];
-        for (int side = 0; side < 2; ++side) stride[side][j] = stride[side][j - 1];
-      }
-      size[0] = 1;
-    }
+template <typename T>
+SF_INLINE void copy_row(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t length) {
+  if (to_stride == 1 && from_stride == 1) {
+    std::memcpy(to, from, length * sizeof(T));
+  } else {
+    for (int64_t k = 0; k < length; ++k) to[k * to_stride] = from[k * from_stride];
   }
+}
 
-  template <typename RowFunction>
-  SF_INLINE void rows(int64_t offset_a, int64_t offset_b, const RowFunction& row) const {
-    for (int64_t i = 0; i < size[0]; ++i)
-      for (int64_t j = 0; j < size[1]; ++j)
-        row(offset_a + i * stride[0][0] + j * stride[0][1], offset_b + i * stride[1][0] + j * stride[1][1]);
+template <typename T>
+SF_INLINE void zero_row(T* to, int64_t stride, int64_t length) {
+  if (stride == 1) {
+    std::memset(static_cast<void*>(to), 0, length * sizeof(T));
+  } else {
+    for (int64_t k = 0; k < length; ++k) to[k * stride] = T(0);
   }
-};
+}
 
 template <typename T>
 void forward_frames(const TemporalGatherParams& p, int64_t begin, int64_t end) {
   const TensorView &x = p.input, &y = p.output;
-  const T* input = x.as<const T>();
-  T* output = y.as<T>();
   const int64_t* indices = p.indices.as<const int64_t>();
-  const FrameLoop loop(y, x);
-  const int64_t frames = y.size(2), length = loop.size[2], sy = loop.stride[0][2], sx = loop.stride[1][2];
+  const FrameLoop frame(y, x);
+  const int64_t frames = y.size(2);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t n = unit / frames, t = unit % frames;
     const int64_t source = indices[n * p.indices.stride(0) + t * p.indices.stride(1)];
     SF_CHECK(source >= 0 && source < x.size(2), "temporal_gather: index ", source, " outside [0, ", x.size(2), ")");
-    loop.rows(n * y.stride(0) + t * y.stride(2), n * x.stride(0) + source * x.stride(2), [&](int64_t to, int64_t from) {
-      if (sy == 1 && sx == 1) {
-        std::memcpy(output + to, input + from, length * sizeof(T));
-      } else {
-        for (int64_t k = 0; k < length; ++k) output[to + k * sy] = input[from + k * sx];
-      }
+    T* output = y.as<T>() + n * y.stride(0) + t * y.stride(2);
+    const T* input = x.as<const T>() + n * x.stride(0) + source * x.stride(2);
+    for_each_row(frame, [&](int64_t to, int64_t from) {
+      copy_row(output + to, frame.stride_a[2], input + from, frame.stride_b[2], frame.size[2]);
     });
   }
 }
@@ -76,36 +62,38 @@ void forward_frames(const TemporalGatherParams& p, int64_t begin, int64_t end) {
 template <typename T>
 void backward_frames(const TemporalGatherBackwardParams& p, int64_t begin, int64_t end) {
   using Acc = accumulator_t<T>;
+  constexpr int64_t kBlock = 256;
   const TensorView &gy = p.grad_output, &gx = p.grad_input;
-  const T* grad_output = gy.as<const T>();
-  T* grad_input = gx.as<T>();
   const int64_t* indices = p.indices.as<const int64_t>();
-  const FrameLoop loop(gx, gy);
-  const int64_t frames = gx.size(2), picked = gy.size(2), length = loop.size[2];
-  const int64_t sx = loop.stride[0][2], sy = loop.stride[1][2];
+  const FrameLoop frame(gx, gy);
+  const int64_t frames = gx.size(2), picked = gy.size(2), length = frame.size[2];
+  const int64_t to_stride = frame.stride_a[2], from_stride = frame.stride_b[2];
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t n = unit / frames, t = unit % frames;
-    const int64_t* index = indices + n * p.indices.stride(0);
-    int64_t first = 0;
-    while (first < picked && index[first * p.indices.stride(1)] != t) ++first;
-    int64_t readers = 0;
-    for (int64_t i = first; i < picked; ++i) readers += index[i * p.indices.stride(1)] == t;
-    loop.rows(n * gx.stride(0) + t * gx.stride(2), n * gy.stride(0) + first * gy.stride(2),
-              [&](int64_t to, int64_t from) {
-                if (readers == 0) {
-                  for (int64_t k = 0; k < length; ++k) grad_input[to + k * sx] = T(0);
-                } else if (readers == 1) {
-                  for (int64_t k = 0; k < length; ++k) grad_input[to + k * sx] = grad_output[from + k * sy];
-                } else {
-                  for (int64_t k = 0; k < length; ++k) {
-                    Acc sum = 0;
-                    for (int64_t i = first; i < picked; ++i)
-                      if (index[i * p.indices.stride(1)] == t)
-                        sum += static_cast<Acc>(grad_output[from + (i - first) * gy.stride(2) + k * sy]);
-                    grad_input[to + k * sx] = T(sum);
-                  }
-                }
-              });
+    const auto reads = [&](int64_t i) { return indices[n * p.indices.stride(0) + i * p.indices.stride(1)] == t; };
+    T* grad_input = gx.as<T>() + n * gx.stride(0) + t * gx.stride(2);
+    const T* grad_output = gy.as<const T>() + n * gy.stride(0);
+    int64_t readers = 0, reader = 0;
+    for (int64_t i = picked - 1; i >= 0; --i)
+      if (reads(i)) ++readers, reader = i;
+    for_each_row(frame, [&](int64_t to, int64_t from) {
+      if (readers == 0) {
+        zero_row(grad_input + to, to_stride, length);
+      } else if (readers == 1) {
+        copy_row(grad_input + to, to_stride, grad_output + reader * gy.stride(2) + from, from_stride, length);
+      } else {
+        for (int64_t start = 0; start < length; start += kBlock) {
+          const int64_t count = std::min(kBlock, length - start);
+          Acc sum[kBlock] = {};
+          for (int64_t i = reader; i < picked; ++i) {
+            if (!reads(i)) continue;
+            const T* row = grad_output + i * gy.stride(2) + from + start * from_stride;
+            for (int64_t k = 0; k < count; ++k) sum[k] += static_cast<Acc>(row[k * from_stride]);
+          }
+          for (int64_t k = 0; k < count; ++k) grad_input[to + (start + k) * to_stride] = T(sum[k]);
+        }
+      }
+    });
   }
 }
 

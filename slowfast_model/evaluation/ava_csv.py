@@ -34,7 +34,7 @@ class LabelledBoxes:
         keys: the key frames, each once, including those that have no boxes.
         frames: int64 [n], the row's key frame as an index into ``keys``.
         boxes: float64 [n, 4], x1, y1, x2, y2 as fractions of the full frame.
-        labels: int64 [n], class ids.
+        labels: int64 [n], class ids; -1 for a box without a label.
         scores: float64 [n], confidences. Ground truth has none: its eighth column, the person id, stands here
             (0 where that is not a number).
     """
@@ -84,12 +84,13 @@ def frame_key(video_id: str, timestamp: float) -> FrameKey:
 def read_groundtruth(path: str | PathLike[str]) -> LabelledBoxes:
     """Reads ``video_id, timestamp, x1, y1, x2, y2, action_id[, person_id]`` rows (no header).
 
-    A row of just ``video_id, timestamp`` is a key frame without boxes, as in the official script.
+    A row of just ``video_id, timestamp`` is a key frame without boxes, as in the official script; an empty action_id is
+    a person without a labelled action.
 
     Raises:
         InputError: the file cannot be read or a row is malformed; the message names file and line.
     """
-    return _read_boxes(path, scored=False)
+    return _read_boxes(path, scored=False, unlabelled=True)
 
 
 def read_detections(path: str | PathLike[str]) -> LabelledBoxes:
@@ -98,7 +99,16 @@ def read_detections(path: str | PathLike[str]) -> LabelledBoxes:
     Raises:
         InputError: the file cannot be read or a row is malformed; the message names file and line.
     """
-    return _read_boxes(path, scored=True)
+    return _read_boxes(path, scored=True, unlabelled=False)
+
+
+def read_predicted_boxes(path: str | PathLike[str]) -> LabelledBoxes:
+    """Reads a person detector's boxes: rows as `read_detections` takes them, but the action_id may be empty or -1.
+
+    Raises:
+        InputError: as `read_detections`.
+    """
+    return _read_boxes(path, scored=True, unlabelled=True)
 
 
 def read_excluded_timestamps(path: str | PathLike[str]) -> set[FrameKey]:
@@ -155,7 +165,7 @@ def _read_bytes(path: str | PathLike[str]) -> bytes:
     return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
 
 
-def _read_boxes(path: str | PathLike[str], *, scored: bool) -> LabelledBoxes:
+def _read_boxes(path: str | PathLike[str], *, scored: bool, unlabelled: bool) -> LabelledBoxes:
     data = _read_bytes(path).replace(b'"', b"")
     if not data.endswith(b"\n"):
         data += b"\n"
@@ -171,7 +181,7 @@ def _read_boxes(path: str | PathLike[str], *, scored: bool) -> LabelledBoxes:
         block_frames = block.index_keys(keys, frame_of_spelling)
         frames.append(block_frames[labelled])
         boxes.append(np.stack([block.numbers(2 + i, name, labelled) for i, name in enumerate(_COORDINATES)], axis=1))
-        labels.append(block.whole_numbers(6, "action_id", labelled))
+        labels.append(block.whole_numbers(6, "action_id", labelled, empty=-1.0 if unlabelled else None))
         block_scores = np.full(len(block.columns), 1.0 if scored else 0.0)
         block_scores[has_score] = block.numbers(7, "score", has_score, otherwise=None if scored else 0.0)
         scores.append(block_scores[labelled])
@@ -229,8 +239,10 @@ class _Block:
                     raise self.error(spellings.index(spelling), str(error)) from None
         return np.fromiter(map(frame_of_spelling.__getitem__, spellings), np.int64, len(spellings))
 
-    def whole_numbers(self, column: int, name: str, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        values = self.numbers(column, name, rows)
+    def whole_numbers(
+        self, column: int, name: str, rows: npt.NDArray[np.bool_], empty: float | None = None
+    ) -> npt.NDArray[np.int64]:
+        values = self.numbers(column, name, rows, empty=empty)
         fractional = values != np.floor(values)
         if fractional.any():
             first = int(fractional.argmax())
@@ -238,11 +250,16 @@ class _Block:
         return values.astype(np.int64)
 
     def numbers(
-        self, column: int, name: str, rows: npt.NDArray[np.bool_], otherwise: float | None = None
+        self,
+        column: int,
+        name: str,
+        rows: npt.NDArray[np.bool_],
+        otherwise: float | None = None,
+        empty: float | None = None,
     ) -> npt.NDArray[np.float64]:
         """The column's values in the chosen rows, correctly rounded as ``float()`` does.
 
-        What is not a number is an error, or ``otherwise`` where that is given.
+        What is not a number is an error, or ``otherwise`` where that is given; an empty field may be ``empty`` instead.
 
         Plain ``ddd.ddd`` of up to 15 digits is parsed in numpy, digit by digit for all rows at once; whatever else
         there is (signs, exponents, spaces, longer numbers) goes through ``float()``.
@@ -263,6 +280,9 @@ class _Block:
         plain = (digits + dots == width) & (digits > 0) & (digits <= _EXACT_DIGITS) & (dots <= 1)
         for i in np.flatnonzero(~plain).tolist():
             text = self.buffer[starts[i] : stops[i]].tobytes().decode(errors="replace")
+            if empty is not None and not text.strip():
+                values[i] = empty
+                continue
             try:
                 values[i] = float(text)
             except ValueError:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from slowfast_ops.backends import OpBackends
-from slowfast_ops.gather_frames import reference
+from slowfast_ops.gather_frames import ops, reference
 from slowfast_ops.temporal_gather.api import check_slow_sampling
 
-BACKENDS = OpBackends("gather_frames", cpu=False)
+BACKENDS = OpBackends("gather_frames", cpu=True)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8)
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -73,13 +73,12 @@ def gather_frames(
             the stream.)
     """
     clips, single = _clips(frames)
-    device = clips[0].device if clips else torch.device("cpu")
-    indices = _indices(indices, clips).to(device)
+    indices = _indices(indices, clips)
     if alpha > 0 and indices.shape[1] % alpha:
         raise ValueError(f"indices picks {indices.shape[1]} frames, which alpha={alpha} does not divide")
     check_slow_sampling(indices.shape[1], alpha, slow_sampling)
     geometry, size = _geometry(clips, resize, crop)
-    flips = [bool(f) for f in _per_clip("flip", flip, len(clips), isinstance(flip, (bool, int)))]
+    flips = [bool(f) for f in _per_clip("flip", flip, len(clips), not hasattr(flip, "__len__"))]
     mean, std = _channel_values("mean", mean), _channel_values("std", std)
     if not all(value > 0 for value in std):
         raise ValueError(f"std={std}: every channel's standard deviation must be positive")
@@ -87,7 +86,9 @@ def gather_frames(
         raise ValueError(f"dtype={dtype}: expected float32, float64, bfloat16, float16 or uint8")
     if memory_format not in MEMORY_FORMATS:
         raise ValueError(f"memory_format={memory_format}: expected contiguous_format or channels_last_3d")
-    slow, fast = reference.gather_frames(
+    backend = BACKENDS.select(clips[0] if clips else indices.new_empty(0, dtype=torch.uint8))
+    run = reference.gather_frames if backend == "reference" else ops.gather_frames
+    slow, fast = run(
         clips, indices, geometry, size, flips, alpha, slow_sampling, mean, std, dtype, memory_format, antialias
     )
     if single:
@@ -151,16 +152,22 @@ def _indices(indices: Any, clips: list[Tensor]) -> Tensor:
         indices = indices.expand(len(clips), indices.shape[0])
     if indices.shape[0] != len(clips):
         raise ValueError(f"indices has {indices.shape[0]} rows for {len(clips)} clips")
-    if clips and clips[0].device.type != "cpu":
-        last = torch.tensor([[clip.shape[0] - 1] for clip in clips], device=clips[0].device)
-        return indices.to(clips[0].device).clamp(min=0).minimum(last)
-    if not torch.compiler.is_compiling():  # the values are not known then; the kernel checks them again as it runs
-        for n, (row, clip) in enumerate(zip(indices, clips, strict=True)):
-            low, high = int(row.min()), int(row.max())
-            if low < 0 or high >= clip.shape[0]:
-                raise ValueError(
-                    f"indices must lie in [0, {clip.shape[0]}), the frames of clip {n}, got values from {low} to {high}"
-                )
+    if not clips:
+        return indices
+    if indices.device != clips[0].device:
+        indices = indices.to(clips[0].device)
+    if indices.device.type != "cpu":
+        last = torch.tensor([[clip.shape[0] - 1] for clip in clips], device=indices.device)
+        return indices.clamp(min=0).minimum(last)
+    if not torch.compiler.is_compiling():  # a compiler has no values: the kernel checks them as it runs
+        lengths = torch.tensor([[clip.shape[0]] for clip in clips])
+        outside = (indices < 0) | (indices >= lengths)
+        if outside.any():
+            n = int(outside.any(1).nonzero()[0])
+            raise ValueError(
+                f"indices must lie in [0, {int(lengths[n])}), the frames of clip {n}, "
+                f"got values from {int(indices[n].min())} to {int(indices[n].max())}"
+            )
     return indices
 
 

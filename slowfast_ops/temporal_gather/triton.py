@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -146,3 +149,17 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
             BLOCK=BLOCK,
         )
     return grad_input
+
+
+def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
+    """(kernel, signature, constants, options) of what the launchers above ask for, for compiling without a GPU."""
+    strides = {f"{tensor}_{axis}": "i64" for tensor in ("input", "output") for axis in "ncthw"}
+    for channels_last in (False, True):
+        for dtype in ("*bf16", "*fp16", "*fp32"):
+            sizes = dict.fromkeys(("channels", "height", "width", "frames"), "i32")
+            constants = {"CHANNELS_LAST": channels_last, "BLOCK": BLOCK}
+            forward_types = {"input_ptr": dtype, "indices_ptr": "*i64", "output_ptr": dtype, **sizes, **strides}
+            yield forward_kernel, forward_types, constants, {}
+            backward_types = {"grad_output_ptr": dtype, "indices_ptr": "*i64", "grad_input_ptr": dtype, **sizes}
+            backward_types |= {"picked": "i32", **strides}
+            yield backward_kernel, backward_types, {**constants, "WIDE": False}, {}

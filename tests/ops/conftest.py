@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,15 +19,15 @@ from slowfast_ops.backends import OpBackends  # noqa: E402
 from tests.ops import cuda_on_cpu, op_tester  # noqa: E402
 
 
-def _targets(op: str, stand_ins: bool) -> list[op_tester.Target]:
+def _targets(op: str, test: Callable) -> list[op_tester.Target]:
     written = OpBackends.registry[op].written
-    targets = [op_tester.CPU]
-    if written["cuda"]:
-        targets += [op_tester.CUDA] if HAS_CUDA else []
-        targets += [op_tester.CUDA_ON_CPU] if stand_ins else []
-    if written["triton"] and HAS_TRITON:
-        targets += [op_tester.TRITON] if HAS_CUDA else []
-        targets += [op_tester.TRITON_INTERPRETER] if stand_ins and not HAS_CUDA else []
+    on_a_gpu = [op_tester.CUDA] * written["cuda"] + [op_tester.TRITON] * (written["triton"] and HAS_TRITON)
+    if hasattr(test, "only_on_a_gpu"):
+        return on_a_gpu
+    targets = [op_tester.CPU, *(on_a_gpu if HAS_CUDA else [])]
+    if not hasattr(test, "only_real_targets"):
+        targets += [op_tester.CUDA_ON_CPU] * written["cuda"]
+        targets += [op_tester.TRITON_INTERPRETER] * (written["triton"] and HAS_TRITON and not HAS_CUDA)
     return targets
 
 
@@ -36,8 +37,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "layout" in metafunc.fixturenames:
         metafunc.parametrize("layout", ["contiguous", "channels_last_3d", "sliced"])
     if "target" in metafunc.fixturenames:
-        stand_ins = not getattr(metafunc.function, "only_real_targets", False)
-        metafunc.parametrize("target", _targets(metafunc.cls.op, stand_ins), ids=str, indirect=True)
+        needs_cuda = [pytest.mark.needs_cuda] if hasattr(metafunc.function, "only_on_a_gpu") else []
+        targets = _targets(metafunc.cls.op, metafunc.function)
+        metafunc.parametrize(
+            "target", [pytest.param(t, marks=needs_cuda) for t in targets], ids=[str(t) for t in targets], indirect=True
+        )
 
 
 @pytest.fixture(scope="session")

@@ -135,6 +135,12 @@ def only_real_targets(test: Callable) -> Callable:
     return test
 
 
+def only_on_a_gpu(test: Callable) -> Callable:
+    """Marks a check that only a GPU can make; elsewhere it is skipped (a failure when FAIL_WITHOUT_CUDA=1)."""
+    test.only_on_a_gpu = True  # type: ignore[attr-defined]
+    return test
+
+
 class OpTester:
     """Subclasses set `op` and `samples`; conftest.py parametrises the checks over samples, targets and memory layouts.
 
@@ -255,3 +261,47 @@ class OpTester:
             )
             with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
                 sum(g.sum() for g in first if g.requires_grad).backward()
+
+    @only_on_a_gpu
+    def test_captures_in_a_cuda_graph(self, sample: Sample, target: Target) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
+        with use_backend(target.backend), torch.no_grad():
+            expected = sample.function(*inputs)  # also compiles what Triton compiles on first use
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                sample.function(*inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = sample.function(*inputs)
+            graph.replay()
+        torch.testing.assert_close(captured, expected, rtol=0, atol=0)
+
+    @only_on_a_gpu
+    def test_runs_on_the_current_stream(self, sample: Sample, target: Target) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
+        with use_backend(target.backend), torch.no_grad():
+            expected = sample.function(*inputs)
+            torch.cuda.synchronize()
+            stale = [torch.full_like(t, float("nan")) for t in inputs]
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(20_000_000)  # a launch on another stream would run before the copies below
+                for to, source in zip(stale, inputs, strict=True):
+                    to.copy_(source)
+                actual = sample.function(*stale)
+            stream.synchronize()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+    @only_on_a_gpu
+    def test_runs_under_deterministic_algorithms(self, sample: Sample, target: Target) -> None:
+        inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
+        torch.use_deterministic_algorithms(True)
+        try:
+            with use_backend(target.backend):
+                first, second = (outputs_and_gradients(sample, inputs) for _ in range(2))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        for a, b in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
+            assert torch.equal(a, b)

@@ -53,6 +53,28 @@ struct float16 {
   SF_INLINE explicit float16(float value) : bits(static_cast<_Float16>(value)) {}
   SF_INLINE operator float() const { return static_cast<float>(bits); }
 };
+#else  // a compiler without _Float16 (GCC before 12): float16 is written, never read
+struct float16 {
+  uint16_t bits;
+
+  float16() = default;
+  SF_HOST_DEVICE SF_INLINE explicit float16(float value) {
+    uint32_t word;
+    memcpy(&word, &value, sizeof(word));
+    const uint32_t sign = (word >> 16) & 0x8000u, magnitude = word & 0x7FFFFFFFu;
+    // Normal numbers: the exponent's bias goes from 127 to 15, and 13 bits are rounded off to nearest even.
+    const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+    // Below 2^-14: adding 0.5 makes the processor round at the last bit of a subnormal half.
+    float shifted;
+    memcpy(&shifted, &magnitude, sizeof(shifted));
+    shifted += 0.5f;
+    uint32_t subnormal;
+    memcpy(&subnormal, &shifted, sizeof(subnormal));
+    const uint32_t special = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
+    const uint32_t finite = magnitude < 0x38800000u ? subnormal - 0x3F000000u : normal;
+    bits = static_cast<uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite));
+  }
+};
 #endif
 
 // The type that sums of T are kept in.

@@ -1,0 +1,172 @@
+"""What the data sets share: configuration, samples that survive bad videos, and how batches are made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from slowfast_model.data.sampling import ClipGeometry
+from slowfast_model.data.video import Frames, VideoError
+from slowfast_model.errors import InputError
+from slowfast_model.models import ModelConfig
+from slowfast_ops import gather_frames
+
+BadVideo = tuple[str, str]
+"""(path, reason) of a video that could not give a clip."""
+
+_MAX_REPLACEMENTS = 10  # videos that may fail in a row before a training sample is given up
+
+
+@dataclass
+class DataConfig:
+    """How clips are read and made into batches, whatever the data set.
+
+    Attributes:
+        root: folder of the data set.
+        batch_size: clips per batch and process.
+        num_workers: processes that read ahead; 0 reads in the training process.
+        seed: of the order and the augmentation, both functions of (seed, epoch, sample).
+        short_side: training frames are resized so that their shorter side is between these two lengths; default 8/7
+            and 10/7 of the model's crop (256 and 320 for 224).
+        flip_probability: of mirroring a training clip.
+        test_short_side: length of the shorter side in validation and testing; default 8/7 of the model's crop.
+        slow_sampling: the Slow pathway's share of the frames: "linspace" (PySlowFast, and weights trained with it) or
+            "stride" (the paper).
+        cache_megabytes: memory for whole decoded videos, per process that reads and per data set (training,
+            validation). Videos that fit are decoded once: worth it for sets of a few short videos that are read many
+            times, and only for them. 0: none.
+    """
+
+    root: str
+    batch_size: int = 8
+    num_workers: int = 1
+    seed: int = 0
+    short_side: tuple[int, int] | None = None
+    flip_probability: float = 0.5
+    test_short_side: int | None = None
+    slow_sampling: Literal["linspace", "stride"] = "linspace"
+    cache_megabytes: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0), ("cache_megabytes", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"data.{name} is {getattr(self, name)}: expected {least} or more")
+        if not 0 <= self.flip_probability <= 1:
+            raise InputError(f"data.flip_probability is {self.flip_probability}: expected a number from 0 to 1")
+        if self.slow_sampling not in ("linspace", "stride"):
+            raise InputError(f"data.slow_sampling is {self.slow_sampling!r}: expected 'linspace' or 'stride'")
+
+    def train_short_side(self, crop_size: int) -> tuple[int, int]:
+        """The range of `short_side` for a model that is trained on crops of this size.
+
+        Raises:
+            InputError: the range is empty, or smaller than the crop.
+        """
+        low, high = self.short_side or (round(crop_size * 8 / 7), round(crop_size * 10 / 7))
+        if not crop_size <= low <= high:
+            raise InputError(
+                f"data.short_side is {[low, high]}: expected two lengths, the smaller first, and neither below the "
+                f"model's crop of {crop_size}"
+            )
+        return low, high
+
+    def eval_short_side(self, crop_size: int) -> int:
+        """The length of `test_short_side` for a model that is trained on crops of this size.
+
+        Raises:
+            InputError: it is not positive.
+        """
+        side = round(crop_size * 8 / 7) if self.test_short_side is None else self.test_short_side
+        if side < 1:
+            raise InputError(f"data.test_short_side is {side}: expected 1 or more")
+        return side
+
+
+Target = TypeVar("Target")
+
+
+@dataclass
+class Sample(Generic[Target]):
+    """One clip before its pixels are resampled, or what is left where no video could give it.
+
+    Attributes:
+        clip: decoded frames uint8 [T, H, W, 3] and the geometry that makes them the network's input; None: missing.
+        target: what the data set's batches carry beside the pixels; None for a missing clip.
+        bad_videos: the videos that failed on the way.
+    """
+
+    clip: tuple[Frames, ClipGeometry] | None = None
+    target: Target | None = None
+    bad_videos: list[BadVideo] = field(default_factory=list)
+
+
+class ClipDataset(Dataset, ABC, Generic[Target]):
+    """A data set whose item (epoch, index) is a function of (seed, epoch, index) and the files, and of nothing else.
+
+    A plain index is taken for epoch 0. A video that fails in training is replaced by a random other one; in evaluation
+    the sample is missing. Either way the sample reports it.
+    """
+
+    def __init__(self, seed: int, training: bool) -> None:
+        self.seed = seed
+        self.training = training
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, index: int, rng: np.random.Generator) -> tuple[Frames, ClipGeometry, Target]:
+        """Reads a sample; randomness comes from ``rng`` only. Raises VideoError if the video cannot give it."""
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample[Target]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng([self.seed, epoch, index])
+        bad_videos: list[BadVideo] = []
+        for _ in range(1 + (_MAX_REPLACEMENTS if self.training else 0)):
+            try:
+                frames, geometry, target = self.load(index, rng)
+            except VideoError as error:
+                bad_videos.append((error.path, error.reason))
+                index = int(rng.integers(len(self)))
+            else:
+                return Sample((frames, geometry), target, bad_videos)
+        return Sample(bad_videos=bad_videos)
+
+
+def make_pathways(
+    clips: Sequence[tuple[Frames, ClipGeometry]], model: ModelConfig, slow_sampling: str, empty_size: int
+) -> list[Tensor]:
+    """The network's inputs, a float32 tensor [N, 3, T, h, w] per pathway, from decoded clips of any sizes.
+
+    All geometries must come out at one size. Without clips the tensors have N = 0 and the side ``empty_size``.
+    """
+    if not clips:
+        return [torch.zeros(0, 3, frames, empty_size, empty_size) for frames in model.pathway_frames]
+    slow, fast = gather_frames(
+        [frames for frames, _ in clips],
+        indices=torch.arange(model.num_frames).expand(len(clips), -1),
+        alpha=model.alpha,
+        slow_sampling=slow_sampling,
+        resize=[geometry.resize for _, geometry in clips],
+        crop=[geometry.crop for _, geometry in clips],
+        flip=[geometry.flip for _, geometry in clips],
+    )
+    return [slow, fast][-model.num_pathways :]
+
+
+def require_clips(batch: dict[str, Any], training: bool) -> None:
+    """Stops a training whose videos fail one after the other.
+
+    Raises:
+        InputError: a training batch came out without any clip.
+    """
+    if training and not len(batch["pathways"][0]):
+        path, reason = batch["bad_videos"][-1]
+        raise InputError(f"no video can be read: {len(batch['bad_videos'])} tried in a row, the last {path}: {reason}")

@@ -1,0 +1,295 @@
+"""Kinetics and data sets in its form: lists of ``path label`` rows, one action per video."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, make_pathways, require_clips
+from slowfast_model.data.loaders import TrainLoader, evaluation_loader
+from slowfast_model.data.sampling import (
+    ClipGeometry,
+    clip_frame_indices,
+    clip_length,
+    random_clip_start,
+    random_geometry,
+    uniform_clip_start,
+    view_geometry,
+)
+from slowfast_model.data.video import Frames
+from slowfast_model.data.video_cache import VideoCache
+from slowfast_model.errors import InputError
+from slowfast_model.models import ModelConfig
+
+
+@dataclass
+class KineticsDataConfig(DataConfig):
+    """A data set of ``<root>/train.csv`` and ``val.csv``; paths in them are relative to the root or to its ``videos``.
+
+    Attributes:
+        temporal_views: clips per video in testing, spread evenly over it.
+        spatial_views: square crops per clip in testing, along the longer side.
+        views_to_end: False: test clips start at i / temporal_views of the way, as in PySlowFast by default. True: the
+            last one ends with the video.
+        target_fps: frames per second that the model's sampling rate counts, 30 in the published protocols; null: each
+            video's own.
+        num_classes: outputs of the model; default the number of class names, else the highest label plus one.
+        train_list, val_list, test_list, label_map: files that have other names than ``train.csv``, ``val.csv``,
+            ``test.csv`` (else the validation list) and ``*label_map*.txt`` (class names, a line each; not needed),
+            relative to the root.
+    """
+
+    temporal_views: int = 10
+    spatial_views: int = 3
+    views_to_end: bool = False
+    target_fps: float | None = 30.0
+    num_classes: int | None = None
+    train_list: str = "train.csv"
+    val_list: str = "val.csv"
+    test_list: str | None = None
+    label_map: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("temporal_views", "spatial_views"):
+            if getattr(self, name) < 1:
+                raise InputError(f"data.{name} is {getattr(self, name)}: expected 1 or more")
+        if self.target_fps is not None and not self.target_fps > 0:
+            raise InputError(f"data.target_fps is {self.target_fps}: expected frames per second, or null")
+
+
+class VideoList:
+    """Paths and labels of a ``path label`` file, in flat memory: half a million rows cost no Python objects.
+
+    Blank lines are skipped; the label is what follows the last space or comma, so that paths may contain both.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or has a malformed row; file and line are named.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        names: list[bytes] = []
+        labels: list[int] = []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            name, label = _split_row(line)
+            if not name or not label.isdecimal():
+                raise InputError(f"{path}:{number}: expected 'path label' with a label of 0 or more, got {line[:80]!r}")
+            names.append(os.fsencode(name))
+            labels.append(int(label))
+        if not names:
+            raise InputError(f"{path}: the list is empty")
+        self.labels: npt.NDArray[np.int64] = np.array(labels, np.int64)
+        self._names = b"".join(names)
+        self._offsets = np.cumsum([0, *map(len, names)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, row: int) -> str:
+        """The path in a row, as it is written there."""
+        return os.fsdecode(self._names[self._offsets[row] : self._offsets[row + 1]])
+
+
+def _split_row(line: str) -> tuple[str, str]:
+    line = line.strip()
+    cut = max(line.rfind(separator) for separator in " ,\t")
+    return line[: max(cut, 0)].rstrip(" ,\t").strip('"'), line[cut + 1 :]
+
+
+@dataclass
+class KineticsTarget:
+    """What belongs to one clip: its label, its row in the list, and which view of the video it is."""
+
+    label: int
+    row: int
+    view: int
+
+
+class KineticsDataset(ClipDataset[KineticsTarget]):
+    """Clips of the videos in a list.
+
+    In training one clip per video, at a random time, and a random crop at a random size, perhaps mirrored. Else
+    ``temporal_views * spatial_views`` clips per video, one after the other; view j is crop ``j % spatial_views`` of
+    clip ``j // spatial_views``.
+
+    Args:
+        videos: the list.
+        views: (temporal, spatial); None: training.
+        views_to_end: see `KineticsDataConfig`.
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        config: KineticsDataConfig,
+        model: ModelConfig,
+        views: tuple[int, int] | None,
+        views_to_end: bool = False,
+    ) -> None:
+        super().__init__(config.seed, training=views is None)
+        self.videos = videos
+        self.config = config
+        self.model = model
+        self.views = views or (1, 1)
+        self.views_to_end = views_to_end
+        self.cache = VideoCache(config.cache_megabytes << 20)
+
+    def __len__(self) -> int:
+        return len(self.videos) * self.views[0] * self.views[1]
+
+    def load(self, index: int, rng: np.random.Generator) -> tuple[Frames, ClipGeometry, KineticsTarget]:
+        row, view = divmod(index, self.views[0] * self.views[1])
+        clip, crop = divmod(view, self.views[1])
+        frames = self.read(row, clip, position=rng.random() if self.training else None)
+        size, crop_size = frames.shape[1:3], self.model.crop_size
+        if self.training:
+            short_side = self.config.train_short_side(crop_size)
+            geometry = random_geometry(size, crop_size, short_side, rng, flip_probability=self.config.flip_probability)
+        else:
+            side = self.config.eval_short_side(crop_size)
+            geometry = view_geometry(size, side, side, crop, self.views[1])
+        return frames, geometry, KineticsTarget(int(self.videos.labels[row]), row, view)
+
+    def read(self, row: int, clip: int, position: float | None = None) -> Frames:
+        """The decoded frames of clip number ``clip``, or of a random one at ``position`` in [0, 1): [T, H, W, 3]."""
+        with self.cache.open(self.locate(row)) as video:
+            source_frames = video.fps * video.duration
+            length = clip_length(self.model.num_frames, self.model.sampling_rate, video.fps, self.config.target_fps)
+            if position is not None:
+                start = random_clip_start(source_frames, length, position)
+            else:
+                start = uniform_clip_start(source_frames, length, clip, self.views[0], to_end=self.views_to_end)
+            numbers = clip_frame_indices(start, length, self.model.num_frames, max(1, round(source_frames)))
+            # A frame is on screen from number / fps on: its middle is the safe time to ask for.
+            return video.read((numbers.numpy() + 0.5) / video.fps)[0]
+
+    def locate(self, row: int) -> Path:
+        """The video file of a row."""
+        root, name = Path(self.config.root), self.videos.path(row)
+        path = root / name  # `name` itself if it is absolute
+        return path if path.exists() else root / "videos" / name
+
+    def collate(self, samples: list[Sample[KineticsTarget]]) -> dict[str, Any]:
+        """A batch of the data module; see `KineticsDataModule`."""
+        targets = [sample.target for sample in samples if sample.target is not None]
+        clips = [sample.clip for sample in samples if sample.clip is not None]
+        size = self.config.eval_short_side(self.model.crop_size)
+        return {
+            "pathways": make_pathways(clips, self.model, self.config.slow_sampling, size),
+            "labels": torch.tensor([target.label for target in targets], dtype=torch.int64),
+            "indices": torch.tensor([target.row for target in targets], dtype=torch.int64),
+            "views": torch.tensor([target.view for target in targets], dtype=torch.int64),
+            "bad_videos": [bad for sample in samples for bad in sample.bad_videos],
+        }
+
+
+class KineticsDataModule(LightningDataModule):
+    """Kinetics-format training, validation and test data.
+
+    Training: one random clip and crop per video. Validation: the middle of every video, centre crop. Testing: all
+    views of every video.
+
+    A batch is a dict: ``pathways``, float32 [N, 3, T, h, w] each; ``labels``, int64 [N]; ``indices``, int64 [N], the
+    video's row in its list (blank lines not counted); ``views``, int64 [N]; ``bad_videos``, (path, reason) of those
+    that were replaced in training, or are missing from a validation or test batch. Such a batch may lack all its clips:
+    N is 0 then.
+
+    Attributes (after ``setup``):
+        num_classes: outputs of the model.
+        class_names: label -> name, for all labels.
+    """
+
+    num_classes: int
+    class_names: dict[int, str]
+
+    def __init__(self, config: KineticsDataConfig, model_config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model_config = model_config
+        config.train_short_side(model_config.crop_size)  # to hear of a wrong one now and not from a worker
+        config.eval_short_side(model_config.crop_size)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the lists, once.
+
+        Raises:
+            InputError: a list is missing or malformed, or a label has no name; the message names it.
+        """
+        if hasattr(self, "train_data"):
+            return
+        config, root = self.config, Path(self.config.root)
+        test_list = root / (config.test_list or "test.csv")
+        if config.test_list is None and not test_list.exists():
+            test_list = root / config.val_list
+        lists = {
+            path: VideoList(path)
+            for path in dict.fromkeys((root / config.train_list, root / config.val_list, test_list))
+        }
+        names = self._read_class_names()
+        highest = {path: int(videos.labels.max()) for path, videos in lists.items()}
+        self.num_classes = config.num_classes or len(names) or max(highest.values()) + 1
+        for path, label in highest.items():
+            if label >= self.num_classes:
+                raise InputError(f"{path}: has label {label}, but there are {self.num_classes} classes, 0 the first")
+        self.class_names = {k: names.get(k, f"class {k}") for k in range(self.num_classes)}
+
+        def dataset(path: Path, views: tuple[int, int] | None, to_end: bool) -> KineticsDataset:
+            return KineticsDataset(lists[path], config, self.model_config, views, to_end)
+
+        self.train_data = dataset(root / config.train_list, None, False)
+        self.val_data = dataset(root / config.val_list, (1, 1), True)
+        self.test_data = dataset(test_list, (config.temporal_views, config.spatial_views), config.views_to_end)
+
+    def _read_class_names(self) -> dict[int, str]:
+        root = Path(self.config.root)
+        if self.config.label_map is not None:
+            path = root / self.config.label_map
+        else:
+            paths = sorted(root.glob("*label_map*.txt"))
+            if not paths:
+                return {}
+            path = paths[0]
+        try:
+            return dict(enumerate(path.read_text(encoding="utf-8").splitlines()))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file in UTF-8'}") from None
+
+    def train_dataloader(self) -> TrainLoader:
+        config = self.config
+        return TrainLoader(self.train_data, config.batch_size, config.num_workers, config.seed, self.train_data.collate)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.val_data)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.test_data)
+
+    def _evaluation_loader(self, data: KineticsDataset) -> DataLoader:
+        one_group = np.zeros(len(data), np.int64)  # all crops have one size
+        return evaluation_loader(data, one_group, self.config.batch_size, self.config.num_workers, data.collate)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        require_clips(batch, training=bool(self.trainer and self.trainer.training))
+        return batch
+
+    def describe(self) -> str:
+        """One line on what there is."""
+        views = self.config.temporal_views * self.config.spatial_views
+        return (
+            f"Kinetics format, train {len(self.train_data.videos)} videos; val {len(self.val_data.videos)}; "
+            f"test {len(self.test_data.videos)} x {views} views; {self.num_classes} classes"
+        )

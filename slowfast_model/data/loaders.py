@@ -1,0 +1,138 @@
+"""Orders of samples that depend on (seed, epoch) only, and a loader that continues in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader, Sampler
+
+from slowfast_model.data.clips import ClipDataset
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """A random order for each epoch, a function of (seed, epoch): yields (epoch, index).
+
+    Every process takes its share of the order; the first samples repeat where the shares would differ in length.
+    Lightning calls `set_epoch`, and must be told ``use_distributed_sampler=False``.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0  # samples of this process that the next iteration leaves out
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // _rank_and_world_size()[1])
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rank, world_size = _rank_and_world_size()
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        share = np.resize(order, len(self) * world_size)[rank::world_size][self.start :]
+        self.start = 0
+        return iter([(self.epoch, index) for index in share.tolist()])
+
+
+class GroupedBatches(Sampler[list[int]]):
+    """Batches in order, none of which crosses from one group of samples to the next: its clips have one size.
+
+    Every process takes every n-th batch, each batch just once.
+    """
+
+    def __init__(self, groups: Sequence[Any] | np.ndarray, batch_size: int) -> None:
+        """
+        Args:
+            groups: the group of every sample, in order.
+            batch_size: the largest number of samples in a batch.
+        """
+        values = np.asarray(groups)
+        changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+        bounds = [0, *changes.tolist(), len(values)]
+        self.batches = [
+            list(range(start, min(start + batch_size, stop)))
+            for first, stop in pairwise(bounds)
+            for start in range(first, stop, batch_size)
+        ]
+
+    def __len__(self) -> int:
+        rank, world_size = _rank_and_world_size()
+        return len(self.batches[rank::world_size])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, world_size = _rank_and_world_size()
+        return iter(self.batches[rank::world_size])
+
+
+class TrainLoader(DataLoader):
+    """Shuffled batches whose place in the epoch is part of Lightning's checkpoints (``state_dict``).
+
+    The last, smaller batch of an epoch is dropped, unless it is the only one.
+    """
+
+    def __init__(
+        self, dataset: ClipDataset, batch_size: int, num_workers: int, seed: int, collate: Callable[[list], dict]
+    ) -> None:
+        sampler = EpochSampler(len(dataset), seed)
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) >= batch_size,
+            collate_fn=collate,
+            **_worker_options(num_workers),
+        )
+        self._epoch_sampler = sampler
+        self._batches_done = 0
+        self._batches_to_skip = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        # A generator starts at its first batch, when Lightning has set the epoch, and not when it is made.
+        self._batches_done, self._batches_to_skip = self._batches_to_skip, 0
+        self._epoch_sampler.start = self._batches_done * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._batches_done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the present epoch are done."""
+        return {"batches_done": self._batches_done % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration continues after the batches that were done."""
+        self._batches_to_skip = state["batches_done"]
+
+
+def evaluation_loader(
+    dataset: ClipDataset, groups: Sequence[Any] | np.ndarray, batch_size: int, num_workers: int, collate: Callable
+) -> DataLoader:
+    """All samples once and in order, in batches of one group each (see `GroupedBatches`)."""
+    return DataLoader(
+        dataset,
+        batch_sampler=GroupedBatches(groups, batch_size),
+        collate_fn=collate,
+        **_worker_options(num_workers),
+    )
+
+
+def _worker_options(num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        # Its own generator: drawing the workers' seeds must not move the global one, on which dropout depends.
+        "generator": torch.Generator(),
+    }

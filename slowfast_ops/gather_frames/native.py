@@ -1,0 +1,71 @@
+"""gather_frames on the compiled kernels: outputs and workspaces are allocated here, the rest happens in csrc/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from slowfast_ops._native import allocate, library, num_threads, view
+from slowfast_ops.temporal_gather.api import slow_frame_indices
+
+MIN_PIXELS_PER_THREAD = 16384  # waking a thread costs about as much as this many pixels
+
+
+def _taps(source: int, resized: int, antialias: bool) -> int:
+    """ResizeAxis::taps of csrc/include/slowfast/gather_frames_math.h; the kernel checks that the workspace suffices."""
+    if source == resized:
+        return 1
+    return -(-2 * max(source if antialias else 0, resized) // resized)
+
+
+def forward_cpu(
+    clips: Sequence[Tensor],
+    indices: Tensor,
+    geometry: Sequence[int],
+    size: Sequence[int],
+    flip: Sequence[bool],
+    alpha: int,
+    slow_sampling: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    antialias: bool,
+) -> tuple[Tensor, Tensor]:
+    n, frames, (h, w) = len(clips), indices.shape[1], size
+    fast = allocate((n, 3, frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
+    slow_frames = frames // alpha if alpha > 1 else 0
+    slow = allocate((n, 3, slow_frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
+    positions = slow_frame_indices(frames, alpha, slow_sampling) if slow_frames else indices.new_empty(0)
+
+    windows = [tuple(geometry[4 * i : 4 * i + 4]) for i in range(n)]
+    shapes = [
+        (clip.shape[1], clip.shape[2], height, width)
+        for clip, (height, width, _, _) in zip(clips, windows, strict=True)
+    ]
+    row_taps = max((_taps(h0, h1, antialias) for h0, _, h1, _ in shapes), default=0)
+    column_taps = max((_taps(w0, w1, antialias) for _, w0, _, w1 in shapes), default=0)
+    widest = max((w0 for _, w0, _, _ in shapes), default=0)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    firsts = allocate((n, h + w + 3), like=indices)
+    weights = allocate((n, row_taps * h + column_taps * (w + 3)), like=indices, dtype=compute)
+    threads = max(1, min(num_threads(), n * frames * h * w // MIN_PIXELS_PER_THREAD))
+    rows = allocate((threads, 3 * (widest + column_taps + w) + 4), like=indices, dtype=compute)
+    library().gather_frames_cpu(
+        [view(clip) for clip in clips],
+        windows,
+        flip,
+        view(indices),
+        view(positions),
+        view(slow),
+        view(fast),
+        mean,
+        std,
+        antialias,
+        view(firsts),
+        view(weights),
+        view(rows),
+    )
+    return slow, fast
