@@ -71,9 +71,10 @@ def measure(benchmark, features: Tensor, rois: Tensor, direction: str, implement
         output = function(features, rois)
         return (output, *torch.autograd.grad(output, features, grad)) if output.requires_grad else (output,)
 
-    for actual, expected in zip(run(), run(check), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-    benchmark.pedantic(run, rounds=7, warmup_rounds=1)
+    if implementation is not check:
+        for actual, expected in zip(run(), run(check), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("implementation", [pool_op, pool_modules, pool_eager], ids=["op", "modules", "eager"])
