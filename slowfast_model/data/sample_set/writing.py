@@ -187,8 +187,8 @@ def _fill(folder: Path, dataset: str, seed: int, encoder: str, progress: bool) -
     (folder / "videos").mkdir(parents=True)
     scenes = list(DATASETS[dataset](folder, seed))
     bar = tqdm(total=len(scenes), desc=f"Generating the {dataset} sample set", unit="video", disable=not progress)
-    # A thread per core is enough: numpy and FFmpeg release the interpreter's lock.
-    with bar, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    # Threads are enough: numpy and FFmpeg release the interpreter's lock.
+    with bar, ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(write_video, path, scene, encoder) for path, scene in scenes]
         try:
             for future in as_completed(futures):
