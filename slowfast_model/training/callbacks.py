@@ -229,7 +229,7 @@ class BadVideosFile(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._counts: dict[tuple[str, str], int] = {}
-        self._reported = 0
+        self._written: dict[tuple[str, str], int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"counts": [[path, reason, count] for (path, reason), count in self._counts.items()]}
@@ -275,10 +275,12 @@ class BadVideosFile(pl.Callback):
     on_test_end = on_train_epoch_end
 
     def _report(self, trainer: pl.Trainer) -> None:
-        if trainer.is_global_zero and self.num_videos > self._reported:
-            self._reported = self.num_videos
-            self.write()
+        if not trainer.is_global_zero or self._counts == self._written:
+            return
+        self.write()
+        if self._counts.keys() != self._written.keys():
             trainer.print(f"warning: {self.num_videos} videos could not be read, see {self.path}")
+        self._written = dict(self._counts)
 
 
 class TestingProgress(pl.callbacks.ProgressBar):

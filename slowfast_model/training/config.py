@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from slowfast_model.data.clips import DataConfig
 from slowfast_model.data.kinetics import KineticsDataConfig
 from slowfast_model.errors import InputError
 from slowfast_model.training.environment import RUNS
+from slowfast_model.training.optimizer import OptimizerName
 from slowfast_model.training.schedules import Policy, Schedule
 
 CONFIG_NAME = "config.yaml"
@@ -42,7 +44,8 @@ class TrainConfig:
         max_epochs: length of the training
         max_steps: stop after this many iterations even if max_epochs are not over
         batch_size: clips per batch and process
-        num_workers: processes that read videos ahead, per process; 0 reads in the training process
+        num_workers: processes that read videos ahead, per training process; 0 reads in the training process itself
+        optimizer: sgd, or adamw
         lr: base learning rate; the recipes' grow with the total batch size
         lr_policy: half-period cosine or steps
         warmup_epochs: length of the linear warm-up
@@ -60,6 +63,7 @@ class TrainConfig:
         accelerator: cpu, gpu or auto
         devices: how many, which ("0,1"), or auto
         precision: 32-true, bf16-mixed, 16-mixed ...
+        channels_last: memory format channels_last_3d, the faster one on a CPU, instead of contiguous
         data: fields of the data set
     """
 
@@ -73,7 +77,8 @@ class TrainConfig:
     max_epochs: int | None = None
     max_steps: int | None = None
     batch_size: int | None = None
-    num_workers: int = 1
+    num_workers: int | None = None
+    optimizer: OptimizerName | None = None
     lr: float | None = None
     lr_policy: Policy | None = None
     warmup_epochs: float | None = None
@@ -91,6 +96,7 @@ class TrainConfig:
     accelerator: str = "auto"
     devices: int | str = "auto"
     precision: str = "32-true"
+    channels_last: bool = True
     data: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +113,7 @@ class TrainConfig:
     def data_config(self, root: Path) -> DataConfig:
         """The data set's configuration for a folder."""
         assert self.batch_size is not None
+        assert self.num_workers is not None
         return DATA_CONFIGS[self.dataset](
             root=str(root), batch_size=self.batch_size, num_workers=self.num_workers, seed=self.seed, **self.data
         )
@@ -144,17 +151,19 @@ class Recipe:
     """How a data set is trained unless the configuration says otherwise.
 
     Attributes:
-        max_epochs, batch_size, lr_policy, lr_steps, relative_lrs, warmup_epochs, weight_decay, precise_bn_batches: see
-            `TrainConfig`.
+        max_epochs, batch_size, num_workers, optimizer, lr_policy, lr_steps, relative_lrs, warmup_epochs, weight_decay,
+            precise_bn_batches: see `TrainConfig`. Without num_workers there is one per free core, at most 8.
         lr: base learning rate of a total batch of ``lr_clips``; it is scaled linearly to the batch in use.
         warmup_start: where the warm-up begins, as a fraction of the base learning rate.
-        data: values for fields of the data section that are null.
+        data: values for fields of the data section that are left at their defaults.
     """
 
     max_epochs: int
     lr: float
     lr_clips: int
     batch_size: int = 8
+    num_workers: int | None = None
+    optimizer: OptimizerName = "sgd"
     lr_policy: Policy = "cosine"
     lr_steps: tuple[float, ...] = (0.0,)
     relative_lrs: tuple[float, ...] = (1.0,)
@@ -164,6 +173,18 @@ class Recipe:
     precise_bn_batches: int = 0
     data: dict[str, Any] = field(default_factory=dict)
 
+
+# The built-in sample sets: minutes on two cores. They are small enough to be kept in memory, decoded.
+_SAMPLE: dict[str, Any] = {
+    "batch_size": 4,
+    "num_workers": 0,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "lr_clips": 4,
+    "warmup_epochs": 0.5,
+    "weight_decay": 1e-3,
+    "data": {"short_side": (96, 112), "test_short_side": 96, "cache_megabytes": 512},
+}
 
 RECIPES = {
     # The published recipes (PySlowFast's: AVA/SLOWFAST_32x2_R50_SHORT, Kinetics/SLOWFAST_8x8_R50).
@@ -179,9 +200,8 @@ RECIPES = {
         weight_decay=1e-7,
     ),
     "kinetics": Recipe(max_epochs=196, lr=0.1, lr_clips=64, warmup_epochs=34, precise_bn_batches=200),
-    # The built-in sample sets: minutes on two cores.
-    "ava sample": Recipe(max_epochs=12, lr=0.1, lr_clips=8, warmup_epochs=1),
-    "kinetics sample": Recipe(max_epochs=12, lr=0.1, lr_clips=8, warmup_epochs=1),
+    "ava sample": Recipe(max_epochs=8, **_SAMPLE),
+    "kinetics sample": Recipe(max_epochs=20, **_SAMPLE),
 }
 
 
@@ -193,6 +213,8 @@ def resolve(config: TrainConfig, world_size: int) -> TrainConfig:
     values: dict[str, Any] = {
         "max_epochs": recipe.max_epochs,
         "batch_size": batch_size,
+        "num_workers": min(8, max(1, (os.cpu_count() or 1) // world_size - 1)),
+        "optimizer": recipe.optimizer,
         "lr": lr,
         "lr_policy": recipe.lr_policy,
         "lr_steps": list(recipe.lr_steps),
@@ -202,14 +224,17 @@ def resolve(config: TrainConfig, world_size: int) -> TrainConfig:
         "weight_decay": recipe.weight_decay,
         "precise_bn_batches": recipe.precise_bn_batches,
     }
+    if recipe.num_workers is not None:
+        values["num_workers"] = recipe.num_workers
     missing = {name: value for name, value in values.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing, data=resolve_data(config.dataset, config.data_root, config.data))
 
 
 def resolve_data(dataset: str, data_root: Path | None, data: dict[str, Any]) -> dict[str, Any]:
-    """The data section with the fields that are null filled in from the recipe of the data."""
+    """The data section with the recipe's values for the fields that are left at their defaults."""
     recipe = _recipe(dataset, data_root)
-    return {name: recipe.data.get(name) if value is None else value for name, value in data.items()}
+    defaults = {f.name: f.default for f in dataclasses.fields(DATA_CONFIGS[dataset])}
+    return {k: recipe.data[k] if k in recipe.data and v == defaults[k] else v for k, v in data.items()}
 
 
 def _recipe(dataset: str, data_root: Path | None) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed
@@ -36,6 +37,7 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         make_optimizer: gives the optimiser for the network, with ``lr=1``; None for a module that only evaluates.
         schedule: the learning rates; None for a module that only evaluates.
         seed: of the dropout.
+        channels_last: run the network in channels_last_3d memory format instead of contiguous NCTHW.
 
     Attributes:
         metric_name: the figure by which checkpoints are compared, a field of the result.
@@ -57,9 +59,11 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         make_optimizer: Callable[[VideoNetwork], Optimizer] | None = None,
         schedule: Schedule | None = None,
         seed: int = 0,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last_3d) if channels_last else model
+        self.channels_last = channels_last
         self.description = description
         self.make_optimizer = make_optimizer
         self.schedule = schedule
@@ -81,8 +85,15 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         scheduler = lr_scheduler(optimizer, self.schedule, self.trainer.num_training_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def clips(self, batch: dict[str, Any]) -> list[Tensor]:
+        """The pathways' clips of a batch in the memory format of the network's weights."""
+        memory_format = torch.channels_last_3d if self.channels_last else torch.contiguous_format
+        return [clip.contiguous(memory_format=memory_format) for clip in batch["pathways"]]
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed((self.seed << 40) + (self.global_rank << 32) + self.global_step)
+        # Through a hash: torch's CPU generator takes no more than 32 bits of a seed.
+        state = np.random.SeedSequence([self.seed, self.global_rank, self.global_step]).generate_state(1)
+        torch.manual_seed(int(state[0]))
 
     def on_validation_epoch_start(self) -> None:
         self.scores = self.new_scores()
@@ -129,12 +140,12 @@ class ClassificationModule(VideoModule[MultiViewScores, KineticsResult]):
         return scores.compute()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.model(batch["pathways"]), batch["labels"])
+        return F.cross_entropy(self.model(self.clips(batch)), batch["labels"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if not len(batch["labels"]):  # none of the batch's videos could be read
             return
-        probabilities = self.model.predict(batch["pathways"]).float().cpu().numpy()
+        probabilities = self.model.predict(self.clips(batch)).float().cpu().numpy()
         self.scores.add(batch["indices"].tolist(), batch["views"].tolist(), probabilities, batch["labels"].tolist())
 
 
@@ -174,7 +185,7 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
         return self.evaluate(scores.to_table(self.class_ids))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        logits = self.model(batch["pathways"], batch["rois"])
+        logits = self.model(self.clips(batch), batch["rois"])
         if not len(logits):  # every box of the batch was dropped: no loss, and no gradient of 0 / 0
             return logits.sum()
         return F.binary_cross_entropy_with_logits(logits, batch["labels"])
@@ -182,6 +193,6 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if not batch["keys"]:  # none of the batch's videos could be read
             return
-        probabilities = self.model.predict(batch["pathways"], batch["rois"]).float().cpu().numpy()
+        probabilities = self.model.predict(self.clips(batch), batch["rois"]).float().cpu().numpy()
         clip_indices = batch["rois"][:, 0].long().cpu().numpy()
         self.scores.add(batch["keys"], clip_indices, batch["boxes"].cpu().numpy(), probabilities)

@@ -71,7 +71,7 @@ class PreciseBatchNorm(pl.Callback):
         def forward(batch: dict[str, Any]) -> None:
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
-                pl_module.model(batch["pathways"], batch.get("rois"))
+                pl_module.model(pl_module.clips(batch), batch.get("rois"))
 
         loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         update_batch_norm(pl_module.model, forward, loader, self.num_batches)

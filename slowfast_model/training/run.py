@@ -69,10 +69,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
         trainer.print(f"weights from {config.init_from}" + (f", but a new {' and '.join(fresh)}" if fresh else ""))
     description = ModelDescription(model_config, task.head, data.num_classes, data.class_names)
     make_optimizer = partial(
-        build_optimizer, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay or 0.0
+        build_optimizer,
+        name=config.optimizer or "sgd",
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay or 0.0,
     )
     module = task.module(
-        model, description, data, make_optimizer=make_optimizer, schedule=config.schedule(), seed=config.seed
+        model,
+        description,
+        data,
+        make_optimizer=make_optimizer,
+        schedule=config.schedule(),
+        seed=config.seed,
+        channels_last=config.channels_last,
     )
 
     checkpoints.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -81,7 +82,8 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Tensor], ModelDes
                 described = json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # about other pickle protocols: an error will follow
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             described = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
             tensors = checkpoint.get("state_dict", {}) if described else {}
             tensors = {name.removeprefix(_MODULE_PREFIX): tensor for name, tensor in tensors.items()}

@@ -13,7 +13,7 @@ from slowfast_model.errors import InputError
 def main() -> None:
     """Writes the sample set that the command line asks for; status 2 and one line on standard error if that fails."""
     parser = argparse.ArgumentParser(prog="python -m slowfast_model.data.sample_set", description=__doc__)
-    parser.add_argument("--dataset", choices=sorted(writing.JOBS), required=True)
+    parser.add_argument("--dataset", choices=sorted(writing.DATASETS), required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder, usable as --data-root")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

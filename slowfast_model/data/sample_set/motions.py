@@ -1,8 +1,8 @@
 """What the actors of the built-in sample set do: action classes, their motions over time, and which of them alias.
 
-Every actor has one posture (stand, sidestep, crouch), and may scroll the stripes on its chest and blink with its head.
-A posture takes a second and shows in a few sparse frames. Scrolling and blinking are phases that run at a constant
-speed, in cycles per frame, from a random start:
+Every actor has one posture (stand, sidestep, crouch), and may scroll the stripes on its chest and blink with its head
+and hands. A posture takes a second and shows in a few sparse frames. Scrolling and blinking are phases that run at a
+constant speed, in cycles per frame, from a random start:
 
     chest   stripes displaced by phase = start + speed * frame;   speed > 0: they rise, speed < 0: they sink
     head    brightness 1/2 + sin(2 pi phase) / 2;                 |speed| small: it blinks slowly, large: quickly
@@ -14,7 +14,7 @@ frame is the same picture. Speeds are uniform in a band and in its partner, and 
 of both classes have the same distribution (cycles per frame; at 30 frames a second):
 
     rise    1/16 .. 5/16 (1.9 .. 9.4 Hz)       sink     -5/16 ..  -1/16
-    slowly  0.05 .. 0.15 (1.5 .. 4.5 Hz)       quickly -0.325 .. -0.225 (6.8 ..  9.8 Hz; a sine has no direction)
+    slowly  0.04 .. 0.14 (1.2 .. 4.2 Hz)       quickly -0.335 .. -0.235 (7.1 .. 10.1 Hz; a sine has no direction)
 
 All of them are below the Nyquist rate of 1/2 cycle per frame: the Fast pathway at stride 1 sees them as they are. The
 bands are so wide that the phases after any Slow step near 8 (as 31/3, which linspace(0, 31, 4) gives) are spread over
@@ -33,7 +33,7 @@ FPS = 30
 SLOW_STEP = 8
 ALIAS = 3 / 8
 RISE_BAND = (1 / 16, 5 / 16)
-SLOW_BLINK_BAND = (0.05, 0.15)
+SLOW_BLINK_BAND = (0.04, 0.14)
 
 POSTURES = ("stand", "sidestep", "crouch")
 CHEST = ("stripes rise", "stripes sink")

@@ -15,7 +15,7 @@ from slowfast_model.data.sample_set.motions import Pose
 
 # Lengths in pixels of an actor of scale 1.
 LEG, TORSO, HALF_TORSO, ARM = 9.0, 19.0, 9.0, 9.0
-HEAD_RADIUS, HAND_RADIUS, LIMB_RADIUS = 7.0, 3.2, 2.7
+HEAD_RADIUS, HAND_RADIUS, LIMB_RADIUS = 7.0, 3.5, 2.7
 STRIPE_PERIOD = 10.0  # in pixels at any scale
 
 
@@ -66,7 +66,7 @@ class Part:
 
 def draw_actor(rng: np.random.Generator, x: float, y: float, scale: float) -> Actor:
     """An actor with random colours, a dark and a bright one, that carries its arms in some way."""
-    return Actor(x, y, scale, rng.uniform(0.3, 2.4), dark=rng.uniform(0, 70, 3), bright=rng.uniform(170, 255, 3))
+    return Actor(x, y, scale, rng.uniform(0.3, 2.4), dark=rng.uniform(0, 60, 3), bright=rng.uniform(190, 255, 3))
 
 
 def parts_of(actor: Actor, pose: Pose) -> list[Part]:
@@ -76,7 +76,7 @@ def parts_of(actor: Actor, pose: Pose) -> list[Part]:
     hip = actor.y - s * LEG * (1 - 0.75 * pose.crouch)
     top = hip - s * TORSO * (1 - 0.3 * pose.crouch)
     face = top - s * (HEAD_RADIUS - 1)
-    dark, bright, blink = np.zeros_like(x), np.ones_like(x), 0.5 + 0.5 * np.sin(2 * np.pi * pose.head_phase)
+    dark, blink = np.zeros_like(x), 0.5 + 0.5 * np.sin(2 * np.pi * pose.head_phase)
     parts = []
     for side in (-1, 1):
         foot_x, foot_y = x + side * s * 5, np.full_like(x, actor.y - s * LIMB_RADIUS)
@@ -86,7 +86,7 @@ def parts_of(actor: Actor, pose: Pose) -> list[Part]:
         parts += [
             Part(foot_x, hip, foot_x, foot_y, dark, radius=s * LIMB_RADIUS),
             Part(shoulder_x, shoulder_y, hand_x, hand_y, dark, radius=s * LIMB_RADIUS),
-            Part(hand_x, hand_y, hand_x, hand_y, bright, radius=s * HAND_RADIUS),
+            Part(hand_x, hand_y, hand_x, hand_y, blink, radius=s * HAND_RADIUS),
         ]
     head = Part(x, face, x, face, blink, radius=s * HEAD_RADIUS)
     torso = Part(x, top, x, hip, dark, half_width=s * HALF_TORSO)

@@ -24,7 +24,7 @@ from slowfast_model.errors import InputError
 VERSION = 1  # of the contents: raise it with any change of what is written, so that no old cache is taken for it
 MANIFEST = "manifest.json"
 AVA_VIDEOS = {"train": 24, "val": 10}
-KINETICS_VIDEOS_PER_ACTION = {"train": 20, "val": 12}
+KINETICS_VIDEOS_PER_ACTION = {"train": 40, "val": 12}
 SPLITS = ("train", "val")
 EXCLUDED_SHARE = 0.02  # of the key frames
 FALSE_POSITIVE_SHARE = 0.2  # of the key frames have a detected box, of a low score, where nobody need be
@@ -70,8 +70,8 @@ def write_video(path: Path, scene: Scene, encoder: str) -> None:
         container.mux(stream.encode())
 
 
-def _ava_jobs(folder: Path, seed: int) -> Iterator[tuple[Path, Scene]]:
-    """Writes the AVA annotations and yields (file, scene) for each video to be encoded."""
+def _ava_scenes(folder: Path, seed: int) -> Iterator[tuple[Path, Scene]]:
+    """Writes the AVA annotations and yields the videos to be written, as (path, scene)."""
     annotations = folder / "annotations"
     annotations.mkdir()
     items = [f'item {{\n  name: "{name}"\n  id: {number}\n}}\n' for number, name in enumerate(AVA_ACTIONS, 1)]
@@ -110,8 +110,8 @@ def _numbers(box: np.ndarray) -> str:
     return ",".join(f"{value:.3f}" for value in box)
 
 
-def _kinetics_jobs(folder: Path, seed: int) -> Iterator[tuple[Path, Scene]]:
-    """Writes the Kinetics lists and yields (file, scene) for each video to be encoded."""
+def _kinetics_scenes(folder: Path, seed: int) -> Iterator[tuple[Path, Scene]]:
+    """Writes the Kinetics lists and yields the videos to be written, as (path, scene)."""
     (folder / "label_map.txt").write_text("".join(f"{name}\n" for name in KINETICS_ACTIONS))
     for split_number, split in enumerate(SPLITS):
         rows = []
@@ -123,10 +123,9 @@ def _kinetics_jobs(folder: Path, seed: int) -> Iterator[tuple[Path, Scene]]:
         (folder / f"{split}.csv").write_text("".join(rows))
 
 
-JOBS: dict[str, Callable[[Path, int], Iterator[tuple[Path, Scene]]]] = {"ava": _ava_jobs, "kinetics": _kinetics_jobs}
-NUM_VIDEOS = {
-    "ava": sum(AVA_VIDEOS.values()),
-    "kinetics": sum(KINETICS_VIDEOS_PER_ACTION.values()) * len(KINETICS_ACTIONS),
+DATASETS: dict[str, Callable[[Path, int], Iterator[tuple[Path, Scene]]]] = {
+    "ava": _ava_scenes,
+    "kinetics": _kinetics_scenes,
 }
 
 
@@ -158,8 +157,8 @@ def write_sample_set(dataset: str, folder: Path, seed: int, progress: bool, repl
     Raises:
         InputError: wrong data set or seed, something else at `folder`, no right to write there, or no video encoder.
     """
-    if dataset not in JOBS:
-        raise InputError(f"dataset={dataset!r}: there is a sample set for {' and '.join(JOBS)} only")
+    if dataset not in DATASETS:
+        raise InputError(f"dataset={dataset!r}: there is a sample set for {' and '.join(DATASETS)} only")
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed={seed!r}: must be an integer >= 0")
     if is_complete(folder, dataset, seed):
@@ -186,11 +185,11 @@ def write_sample_set(dataset: str, folder: Path, seed: int, progress: bool, repl
 
 def _fill(folder: Path, dataset: str, seed: int, encoder: str, progress: bool) -> None:
     (folder / "videos").mkdir(parents=True)
-    name = f"Generating the {dataset} sample set"
-    bar = tqdm(total=NUM_VIDEOS[dataset], desc=name, unit="video", disable=not progress)
-    # A thread per core is enough: numpy and FFmpeg release the interpreter's lock.
-    with bar, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(write_video, path, scene, encoder) for path, scene in JOBS[dataset](folder, seed)]
+    scenes = list(DATASETS[dataset](folder, seed))
+    bar = tqdm(total=len(scenes), desc=f"Generating the {dataset} sample set", unit="video", disable=not progress)
+    # Threads are enough: numpy and FFmpeg release the interpreter's lock.
+    with bar, ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(write_video, path, scene, encoder) for path, scene in scenes]
         try:
             for future in as_completed(futures):
                 future.result()
