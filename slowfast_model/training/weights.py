@@ -82,7 +82,8 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Tensor], ModelDes
                 described = json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         else:
-            with warnings.catch_warnings(action="ignore"):  # about other pickle protocols: an error will follow
+            with warnings.catch_warnings():  # about other pickle protocols: an error will follow
+                warnings.simplefilter("ignore")
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             described = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
             tensors = checkpoint.get("state_dict", {}) if described else {}
