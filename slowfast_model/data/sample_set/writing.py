@@ -180,7 +180,10 @@ def write_sample_set(dataset: str, folder: Path, seed: int, progress: bool, repl
                 if not is_complete(folder, dataset, seed):
                     raise
     except (OSError, av.error.FFmpegError) as error:
-        raise InputError(f"cannot write the {dataset} sample set to {folder}: {error}") from error
+        raise InputError(
+            f"cannot write the {dataset} sample set to {folder}: {error}; "
+            "give another folder (the environment variable SLOWFAST_CACHE, or --output)"
+        ) from error
 
 
 def _fill(folder: Path, dataset: str, seed: int, encoder: str, progress: bool) -> None:
