@@ -92,7 +92,7 @@ class TrainConfig:
     gradient_clip: float = 0.0
     evaluate_every_epochs: int = 1
     checkpoint_every_steps: int = 500
-    log_every_steps: int = 50
+    log_every_steps: int = 10
     accelerator: str = "auto"
     devices: int | str = "auto"
     precision: str = "32-true"
@@ -201,7 +201,7 @@ RECIPES = {
     ),
     "kinetics": Recipe(max_epochs=196, lr=0.1, lr_clips=64, warmup_epochs=34, precise_bn_batches=200),
     "ava sample": Recipe(max_epochs=8, **_SAMPLE),
-    "kinetics sample": Recipe(max_epochs=20, **_SAMPLE),
+    "kinetics sample": Recipe(max_epochs=10, **_SAMPLE),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,6 @@ def test_recipes_scale_the_learning_rate_with_the_total_batch() -> None:
 
 def test_published_schedules(shared_data: Path) -> None:
     """The recipes for real data give PySlowFast's learning rates."""
-    import json
-
     cases = {case["config"]: case for case in json.loads((shared_data / "reference/data/lr.json").read_text())[2:4]}
     config = resolve(parse("--dataset", "ava", "--data-root", "x", "--batch-size", "64"), 1)
     expected = cases["AVA/SLOWFAST_32x2_R50_SHORT"]["epochs"]
