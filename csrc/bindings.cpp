@@ -11,6 +11,7 @@
 #include "slowfast/check.h"
 #include "slowfast/gather_frames.h"
 #include "slowfast/lateral_conv_concat.h"
+#include "slowfast/roi_align_3d.h"
 #include "slowfast/temporal_gather.h"
 #if defined(SLOWFAST_WITH_CUDA)
 #include "slowfast/smoke.h"
@@ -82,6 +83,34 @@ void bind_gather_frames(py::module_& m) {
                                      rows});
       },
       Released());
+}
+
+// (bins, spatial_scale, temporal_scale, sampling_ratio, aligned, pool), as slowfast_ops/roi_align_3d/native.py makes
+// it.
+slowfast::RoIAlign3DOptions roi_align_3d_options(const py::tuple& o) {
+  const auto bins = o[0].cast<py::tuple>();
+  return {{bins[0].cast<int64_t>(), bins[1].cast<int64_t>(), bins[2].cast<int64_t>()},
+          o[1].cast<double>(),
+          o[2].cast<double>(),
+          o[3].cast<int64_t>(),
+          o[4].cast<bool>(),
+          o[5].cast<bool>()};
+}
+
+void bind_roi_align_3d(py::module_& m) {
+  m.def("roi_align_3d_workspace_bytes_cpu",
+        [](TensorView features, TensorView rois, const py::tuple& options, int num_threads) {
+          return slowfast::roi_align_3d_workspace_bytes_cpu({features, rois, {}, {}, {}, roi_align_3d_options(options)},
+                                                            num_threads);
+        });
+  for (const auto& [name, kernel] : {std::pair{"roi_align_3d_forward_cpu", &slowfast::roi_align_3d_forward_cpu},
+                                     std::pair{"roi_align_3d_backward_cpu", &slowfast::roi_align_3d_backward_cpu}})
+    m.def(name, [kernel = kernel](TensorView features, TensorView rois, TensorView output, TensorView argmax,
+                                  TensorView workspace, const py::tuple& options, int num_threads) {
+      const slowfast::RoIAlign3DParams params{features, rois, output, argmax, workspace, roi_align_3d_options(options)};
+      const py::gil_scoped_release released;
+      kernel(params, num_threads);
+    });
 }
 
 void bind_temporal_gather(py::module_& m) {
@@ -178,6 +207,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("build_info_json") = SLOWFAST_BUILD_INFO;
   bind_gather_frames(m);
   bind_lateral_conv_concat(m);
+  bind_roi_align_3d(m);
   bind_temporal_gather(m);
 #if defined(SLOWFAST_WITH_CUDA)
   m.def("cuda_device_count", &slowfast::cuda_device_count);

@@ -6,7 +6,7 @@ import re
 import sys
 import typing
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ def parse_arguments(
     description: str,
     argv: Sequence[str] | None = None,
     defaults_from: str | PathLike[str] | None = None,
+    sections: Mapping[str, tuple[type, set[str]]] | None = None,
 ) -> Config:
     """Parses the command line into a dataclass.
 
@@ -40,6 +41,8 @@ def parse_arguments(
         prog: how the command is called, for the help text.
         argv: the arguments; ``sys.argv[1:]`` by default.
         defaults_from: a yaml file that replaces the dataclass's defaults.
+        sections: field -> (dataclass, names to leave out): the field becomes a dict of that dataclass's fields, set
+            with ``--field.name value``.
 
     Raises:
         InputError: an unknown or ill-typed field, or an unreadable config file; the message names it.
@@ -47,18 +50,31 @@ def parse_arguments(
     files: list[str | PathLike[Any]] = [defaults_from] if defaults_from else []
     parser = _Parser(prog=prog, description=description, exit_on_error=False, default_config_files=files)
     parser.add_argument("--config", action="config", help="read fields from this yaml file")
-    parser.add_class_arguments(config_class)
+    sections = sections or {}
+    parser.add_class_arguments(config_class, skip=set(sections))
+    for name, (section_class, left_out) in sections.items():
+        parser.add_class_arguments(section_class, name, skip=left_out, instantiate=False)
     flags = {name for name, hint in typing.get_type_hints(config_class).items() if hint is bool}
     try:
         parsed = parser.parse_args(_normalise(sys.argv[1:] if argv is None else argv, flags))
-        values = parser.instantiate(parsed)
+        values = vars(parser.instantiate(parsed))
     except ArgumentError as error:
         raise InputError(_one_line(str(error))) from None
     del values["config"]
-    return config_class(**values)
+    return config_class(**{**values, **{name: vars(values[name]) for name in sections}})
 
 
-def run_command(main: Callable[[], None]) -> None:
+def option_value(argv: Sequence[str], name: str) -> str | None:
+    """The value of an option on a command line that has not been parsed yet; "" for a flag, None if it is not there."""
+    arguments = _normalise(argv, set())
+    for argument, following in zip(reversed(arguments), ["--", *reversed(arguments)], strict=False):
+        option, equals, value = argument.partition("=")
+        if option == f"--{name}":
+            return value if equals else "" if following.startswith("--") else following
+    return None
+
+
+def run_command(main: Callable[[], object]) -> None:
     """Runs a command's main function: wrong input ends as ``error: ...`` on stderr with exit status 2.
 
     Anything else that goes wrong is a bug and keeps its traceback.
@@ -66,7 +82,9 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # An error of a loader's worker process comes with its traceback; its message is the last line.
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

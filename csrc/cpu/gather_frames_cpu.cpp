@@ -82,6 +82,8 @@ void fill_tables(const GatherFramesParams& p, int64_t n) {
   const int64_t h = p.fast.size(3), w = p.fast.size(4);
   const Tables<A> tables = tables_of<A>(p, n);
   const int64_t taps = tables.column_taps;
+  SF_CHECK(clip.frames.dtype == DType::kUInt8 && clip.frames.ndim == 4 && clip.frames.size(3) == 3,
+           "gather_frames: clip ", n, " is not uint8 [T, H, W, 3]");
   SF_CHECK(
       clip.top >= 0 && clip.left >= 0 && clip.top + h <= clip.resized_height && clip.left + w <= clip.resized_width,
       "gather_frames: the crop is not inside the resized frame of clip ", n);
@@ -343,6 +345,9 @@ void run(const GatherFramesParams& p, const Function& function) {
 
 void gather_frames_cpu(const GatherFramesParams& p) {
   if (p.fast.numel() == 0) return;
+  SF_CHECK(p.indices.dtype == DType::kInt64 && p.indices.ndim == 2 && p.indices.size(0) == p.fast.size(0) &&
+               p.indices.size(1) == p.fast.size(2),
+           "gather_frames: indices is not int64 [N, T']");
   switch (p.fast.dtype) {
     case DType::kFloat32:
       return run<float>(p, make_rows_f32);

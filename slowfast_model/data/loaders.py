@@ -24,7 +24,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """A random order for each epoch, a function of (seed, epoch): yields (epoch, index).
 
     Every process takes its share of the order; the first samples repeat where the shares would differ in length.
-    Lightning calls `set_epoch`.
+    Lightning calls `set_epoch`, and must be told ``use_distributed_sampler=False``.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:

@@ -275,6 +275,7 @@ def print_result(result: AvaResult) -> None:
         f"frame-mAP@0.5 [bold]{result.frame_map_50:.4f}[/bold]  ({result.protocol} protocol, {result.num_frames} key "
         f"frames, {result.num_detections} labelled detections)",
         highlight=False,
+        soft_wrap=True,
     )
 
 

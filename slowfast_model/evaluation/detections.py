@@ -16,8 +16,8 @@ _BOX_DECIMALS = 6  # undoes float32: 0.255 in a csv file is 0.255 again, and one
 class ScoredBoxes:
     """Boxes with a score per class on key frames, in any order.
 
-    A key frame counts once, with what came first: clips that a distributed sampler repeats to fill the last batch change
-    nothing.
+    A key frame counts once, with what came first: clips that a distributed sampler repeats to fill the last batch
+    change nothing.
     """
 
     def __init__(self) -> None:
@@ -45,6 +45,10 @@ class ScoredBoxes:
         for key, rows in other._frames.items():
             self._frames.setdefault(key, rows)
 
+    def boxes_of(self, key: FrameKey) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """The boxes [R, 4] and scores [R, K] of a key frame; None if it was not scored."""
+        return self._frames.get(frame_key(*key))
+
     def to_table(self, class_ids: Sequence[int]) -> LabelledBoxes:
         """One row per box and class of ``class_ids``, key frames in ascending order, ready for `ava`."""
         keys = sorted(self._frames)
@@ -68,9 +72,7 @@ def write_detections(path: str | PathLike[str], table: LabelledBoxes) -> None:
     """
     timestamps = [f"{time:04.0f}" if time == int(time) else f"{time:.6f}" for _, time in table.keys]
     prefixes = [f"{video},{time}" for (video, _), time in zip(table.keys, timestamps, strict=True)]
-    rows = zip(
-        table.frames.tolist(), table.boxes.tolist(), table.labels.tolist(), table.scores.tolist(), strict=True
-    )
+    rows = zip(table.frames.tolist(), table.boxes.tolist(), table.labels.tolist(), table.scores.tolist(), strict=True)
     with open(path, "w", encoding="utf-8") as file:
         for frame, box, label, score in rows:
             coordinates = ",".join(f"{value:.6g}" for value in box)

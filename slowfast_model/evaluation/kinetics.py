@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
@@ -91,22 +92,33 @@ class MultiViewScores:
             num_views=len(self._views),
         )
 
+    def per_class_top1(self) -> dict[int, tuple[float, int]]:
+        """Label -> (top-1 accuracy of its videos, number of them), by ascending label."""
+        videos = self.video_scores()
+        labels = np.array([self._labels[video] for video in videos], np.int64)
+        hits, _ = _hits(list(videos.values()), labels.tolist())
+        return {k: (float(hits[labels == k].mean()), int((labels == k).sum())) for k in np.unique(labels).tolist()}
+
     def write_csv(
-        self, path: str | PathLike[str], video_names: Mapping[int, str], class_names: Mapping[int, str], top: int = 5
+        self,
+        path: str | PathLike[str],
+        video_name: Callable[[int], str],
+        class_names: Mapping[int, str],
+        top: int = 5,
     ) -> None:
         """Writes a row per video: its name, true class, and the ``top`` classes with their scores."""
+        videos = self.video_scores()
+        num_views = Counter(video for video, _ in self._views)
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            num_classes = max((len(scores) for scores in self.video_scores().values()), default=top)
-            ranks = range(1, min(top, num_classes) + 1)
+            ranks = range(1, min([top, *map(len, videos.values())]) + 1)
             columns = [f"{kind}_{rank}" for rank in ranks for kind in ("class", "score")]
             writer.writerow(["video", "views", "label", *columns])
-            for video, scores in self.video_scores().items():
+            for video, scores in videos.items():
                 best = np.argsort(-scores, kind="stable")[: len(ranks)]
-                views = sum(key[0] == video for key in self._views)
                 label = self._labels[video]
                 cells = [cell for k in best.tolist() for cell in (class_names.get(k, k), f"{scores[k]:.6f}")]
-                writer.writerow([video_names.get(video, video), views, class_names.get(label, label), *cells])
+                writer.writerow([video_name(video), num_views[video], class_names.get(label, label), *cells])
 
 
 def _hits(

@@ -43,7 +43,7 @@ def save_training_curves(
         axis.set_ylim(bottom=0, top=1.02 if title == "validation" else None)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    if metrics:
+    if axes[2].lines:
         axes[2].legend(loc="lower right")
     _save(figure, path)
 

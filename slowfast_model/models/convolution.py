@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Above this many output channels the weight gradient of a (T, 1) 2D convolution is slower than the 3D one's.
+_TIME_PLANE_MAX_CHANNELS = 64
 
 
-class ConvNorm(nn.Module):
-    """``bn(conv(x))`` for ``x`` [N, C, T, H, W], without bias and padded so that stride 1 keeps the size.
+class PlanarConv3d(nn.Conv3d):
+    """A bias-free nn.Conv3d with "same" padding that runs as a 2D convolution where its kernel is flat.
+
+    In channels_last_3d memory the frames of all clips are one batch of channels_last images, and time by height x width
+    is one channels_last image per clip: both are views. PyTorch's CPU convolutions are faster on them (measured at this
+    network's shapes, float32, forward and forward + backward: 1xHxW kernels 1 to 9 times, Tx1x1 kernels of the Fast
+    pathway 1.1 to 1.9 times). Elsewhere, and for other kernels, this is nn.Conv3d; parameters are nn.Conv3d's always.
 
     Args:
         in_channels, out_channels: channels of input and output.
         kernel: (time, height, width), odd.
-        stride: spatial; time is never strided.
-        dilation: spatial.
+        stride, dilation: spatial; time has none.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1, dilation: int = 1
     ) -> None:
-        super().__init__()
         t, h, w = kernel
-        self.conv = nn.Conv3d(
+        super().__init__(
             in_channels,
             out_channels,
             kernel,
@@ -29,6 +37,39 @@ class ConvNorm(nn.Module):
             dilation=(1, dilation, dilation),
             bias=False,
         )
+        self.is_spatial = t == 1
+        self.is_temporal = (h, w, stride) == (1, 1, 1) and out_channels <= _TIME_PLANE_MAX_CHANNELS
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, T, H, W] to [N, C', T, H', W'], in the memory format of ``x``."""
+        if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d):
+            if self.is_spatial:
+                return self._over_frames(x)
+            if self.is_temporal:
+                return self._over_time_planes(x)
+        return super().forward(x)
+
+    def _over_frames(self, x: Tensor) -> Tensor:
+        frames = x.transpose(1, 2).flatten(0, 1)
+        _, *stride = self.stride
+        _, *padding = self.padding
+        _, *dilation = self.dilation
+        y = F.conv2d(frames, self.weight.squeeze(2), None, stride, padding, dilation)
+        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+    def _over_time_planes(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x.flatten(3), self.weight.squeeze(4), None, padding=(int(self.padding[0]), 0))
+        return y.unflatten(3, x.shape[3:])
+
+
+class ConvNorm(nn.Module):
+    """``bn(conv(x))``; arguments as for `PlanarConv3d`."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = PlanarConv3d(in_channels, out_channels, kernel, stride, dilation)
         self.bn = nn.BatchNorm3d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -106,16 +107,21 @@ class VideoNetwork(nn.Module):
 
         Args:
             pathways, rois: as for `forward`.
-            pool_size: side of the pooling window in feature pixels. None: that of the training crop (7 for 224).
+            pool_size: side of the pooling window in feature pixels. None: that of the training crop's map (7 for 224).
                 A window larger than the map is cut to it.
 
         Returns:
             [N, K], rows summing to one; or [R, K].
+
+        Raises:
+            ValueError: as `forward`, or a window without pixels.
         """
         if isinstance(self.head, DetectionHead):
             return self(pathways, rois).sigmoid()
         self._refuse_rois(rois)
-        window = pool_size or max(1, self.config.crop_size // self.config.spatial_stride)
+        window = math.ceil(self.config.crop_size / self.config.spatial_stride) if pool_size is None else pool_size
+        if window < 1:
+            raise ValueError(f"pool_size is {window}: expected 1 or more")
         logits = self.head.position_logits(self.features(pathways), window)
         return logits.softmax(dim=-1).mean(dim=(1, 2))
 

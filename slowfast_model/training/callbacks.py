@@ -1,4 +1,4 @@
-"""What a training writes while it runs: metrics.csv, checkpoints, bad_videos.csv, a progress bar and a line per epoch."""
+"""What a training writes as it runs: metrics.csv, checkpoints, bad_videos.csv, a progress bar, a line per epoch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slowfast_model.errors import InputError
 from slowfast_model.training.modules import VideoModule
@@ -37,17 +38,19 @@ class MetricsFile(pl.Callback):
     Args:
         path: the file.
         every_n_steps: distance of the rows within an epoch.
+        metric_columns: the figures of an evaluation.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
+    def __init__(self, path: Path, every_n_steps: int, metric_columns: Sequence[str]) -> None:
         self.path = path
         self.every_n_steps = every_n_steps
+        self._columns = ["epoch", "step", "loss", "lr", "clips_per_second", "seconds", *metric_columns]
         self.last_row: dict[str, float] = {}
+        self.total_seconds = 0.0
         self._loss_sum = torch.zeros(())
         self._steps = 0
         self._clips = 0
         self._seconds = 0.0
-        self._total_seconds = 0.0
         self._clock = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,13 +59,13 @@ class MetricsFile(pl.Callback):
             "steps": self._steps,
             "clips": self._clips,
             "seconds": self._seconds,
-            "total_seconds": self._total_seconds,
+            "total_seconds": self.total_seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loss_sum = torch.tensor(state_dict["loss_sum"])
         self._steps, self._clips = state_dict["steps"], state_dict["clips"]
-        self._seconds, self._total_seconds = state_dict["seconds"], state_dict["total_seconds"]
+        self._seconds, self.total_seconds = state_dict["seconds"], state_dict["total_seconds"]
 
     @property
     def running_loss(self) -> float:
@@ -75,16 +78,8 @@ class MetricsFile(pl.Callback):
         return self._clips / self._seconds if self._seconds else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, VideoModule)
-        self._columns = ["epoch", "step", "loss", "lr", "clips_per_second", "seconds", *pl_module.metric_columns]
         if trainer.is_global_zero:
-            rows = [row for row in read_metrics(self.path) if int(row["step"]) <= trainer.global_step]
-            temporary = self.path.with_suffix(".tmp")
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            os.replace(temporary, self.path)
+            self._rewrite([row for row in read_metrics(self.path) if int(row["step"]) <= trainer.global_step])
         self._clock = time.perf_counter()
 
     def on_train_batch_end(
@@ -92,7 +87,7 @@ class MetricsFile(pl.Callback):
     ) -> None:
         now = time.perf_counter()
         self._seconds += now - self._clock
-        self._total_seconds += now - self._clock
+        self.total_seconds += now - self._clock
         self._clock = now
         self._loss_sum = self._loss_sum.to(outputs["loss"].device) + outputs["loss"].detach()
         self._steps += 1
@@ -107,6 +102,22 @@ class MetricsFile(pl.Callback):
         assert isinstance(pl_module, VideoModule)
         self._write_row(trainer, pl_module.metrics_at(trainer.global_step))
 
+    def after_final_evaluation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """To be called when the last weights were evaluated after the training: completes the last row."""
+        assert isinstance(pl_module, VideoModule)
+        rows = read_metrics(self.path)
+        if trainer.is_global_zero and rows:
+            metrics = pl_module.metrics_at(trainer.global_step)
+            self._rewrite([*rows[:-1], {**rows[-1], **{name: str(value) for name, value in metrics.items()}}])
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+
     def _write_row(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         loss = trainer.strategy.reduce(self._loss_sum / max(self._steps, 1), reduce_op="mean").item()
         if not math.isfinite(loss):
@@ -120,7 +131,7 @@ class MetricsFile(pl.Callback):
             "loss": loss,
             "lr": used_lr(trainer),
             "clips_per_second": round(self.clips_per_second, 3),
-            "seconds": round(self._total_seconds, 3),
+            "seconds": round(self.total_seconds, 3),
             **metrics,
         }
         self.last_row = row
@@ -177,24 +188,35 @@ class CheckpointFiles(pl.Callback):
             self._save(trainer, best=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer, best=self._is_best(trainer, pl_module, trainer.current_epoch + 1))
+
+    def after_final_evaluation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """To be called when the last weights, which are in last.ckpt, were evaluated after the training."""
+        if self._is_best(trainer, pl_module, trainer.current_epoch) and trainer.is_global_zero:
+            self._copy_to_best(self.folder / "last.ckpt")
+
+    def _is_best(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> bool:
         assert isinstance(pl_module, VideoModule)
         metric = pl_module.metrics_at(trainer.global_step).get(pl_module.metric_name, math.nan)
-        best = metric > self.best_metric or not (self.folder / "best.ckpt").exists()
-        if best:
-            self.best_metric = -math.inf if math.isnan(metric) else metric
-            self.best_epoch = trainer.current_epoch + 1
-        self._save(trainer, best)
+        if not metric > self.best_metric and (self.folder / "best.ckpt").exists():
+            return False
+        self.best_metric = -math.inf if math.isnan(metric) else metric
+        self.best_epoch = epoch
+        return True
 
     def _save(self, trainer: pl.Trainer, best: bool) -> None:
         temporary = self.folder / "saving.tmp"
         trainer.save_checkpoint(temporary)  # on every process
         if trainer.is_global_zero:
             if best:
-                copy = self.folder / "copying.tmp"
-                shutil.copyfile(temporary, copy)
-                os.replace(copy, self.folder / "best.ckpt")
+                self._copy_to_best(temporary)
             os.replace(temporary, self.folder / "last.ckpt")
         trainer.strategy.barrier()
+
+    def _copy_to_best(self, path: Path) -> None:
+        copy = self.folder / "copying.tmp"
+        shutil.copyfile(path, copy)
+        os.replace(copy, self.folder / "best.ckpt")
 
 
 class BadVideosFile(pl.Callback):
@@ -207,7 +229,7 @@ class BadVideosFile(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._counts: dict[tuple[str, str], int] = {}
-        self._reported = 0
+        self._written: dict[tuple[str, str], int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"counts": [[path, reason, count] for (path, reason), count in self._counts.items()]}
@@ -244,17 +266,61 @@ class BadVideosFile(pl.Callback):
     ) -> None:
         self.add(batch)
 
+    on_test_batch_end = on_validation_batch_end
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._report(trainer)
+    on_validation_end = on_train_epoch_end
+    on_test_end = on_train_epoch_end
 
     def _report(self, trainer: pl.Trainer) -> None:
-        if trainer.is_global_zero and self.num_videos > self._reported:
-            self._reported = self.num_videos
-            self.write()
-            trainer.print(f"warning: {self.num_videos} videos could not be read and were replaced, see {self.path}")
+        if not trainer.is_global_zero or self._counts == self._written:
+            return
+        self.write()
+        if self._counts.keys() != self._written.keys():
+            trainer.print(f"warning: {self.num_videos} videos could not be read, see {self.path}")
+        self._written = dict(self._counts)
+
+
+class TestingProgress(pl.callbacks.ProgressBar):
+    """On a terminal, a bar with the time left."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console(file=sys.stdout, highlight=False)
+        self.bar: Progress | None = None
+
+    def disable(self) -> None:
+        """Lightning calls this on processes other than the first."""
+        self.console = Console(quiet=True)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        self.console.print(*args, soft_wrap=True, **kwargs)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.console.is_terminal:
+            columns = TextColumn("testing"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn()
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self._task = self.bar.add_task("test", total=sum(trainer.num_test_batches))
+            self.bar.start()
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.advance(self._task)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
 
 
 class TrainingProgress(pl.callbacks.ProgressBar):
@@ -314,6 +380,8 @@ class TrainingProgress(pl.callbacks.ProgressBar):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.stop()
+        if isinstance(exception, KeyboardInterrupt):
+            self.print(f"interrupted; --resume --output-dir {self.metrics_file.path.parent} continues")
 
     def stop(self) -> None:
         if self.bar:

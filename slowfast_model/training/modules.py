@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed
@@ -36,6 +37,7 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         make_optimizer: gives the optimiser for the network, with ``lr=1``; None for a module that only evaluates.
         schedule: the learning rates; None for a module that only evaluates.
         seed: of the dropout.
+        channels_last: run the network in channels_last_3d memory format instead of contiguous NCTHW.
 
     Attributes:
         metric_name: the figure by which checkpoints are compared, a field of the result.
@@ -57,14 +59,16 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         make_optimizer: Callable[[VideoNetwork], Optimizer] | None = None,
         schedule: Schedule | None = None,
         seed: int = 0,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last_3d) if channels_last else model
+        self.channels_last = channels_last
         self.description = description
         self.make_optimizer = make_optimizer
         self.schedule = schedule
         self.seed = seed
-        self.scores = self.new_scores()
+        self.scores: Scores = self.new_scores()
         self.result: Result | None = None
         self._result_step = -1
 
@@ -81,8 +85,15 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         scheduler = lr_scheduler(optimizer, self.schedule, self.trainer.num_training_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def clips(self, batch: dict[str, Any]) -> list[Tensor]:
+        """The pathways' clips of a batch in the memory format of the network's weights."""
+        memory_format = torch.channels_last_3d if self.channels_last else torch.contiguous_format
+        return [clip.contiguous(memory_format=memory_format) for clip in batch["pathways"]]
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed((self.seed << 40) + (self.global_rank << 32) + self.global_step)
+        # Through a hash: torch's CPU generator takes no more than 32 bits of a seed.
+        state = np.random.SeedSequence([self.seed, self.global_rank, self.global_step]).generate_state(1)
+        torch.manual_seed(int(state[0]))
 
     def on_validation_epoch_start(self) -> None:
         self.scores = self.new_scores()
@@ -95,6 +106,12 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
                 self.scores.merge(other)
         self.result = self.compute_result(self.scores)
         self._result_step = self.trainer.global_step
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     def metrics_at(self, step: int) -> dict[str, float]:
         """The figures of the latest evaluation if it was made at this step; else nothing."""
@@ -123,19 +140,21 @@ class ClassificationModule(VideoModule[MultiViewScores, KineticsResult]):
         return scores.compute()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.model(batch["pathways"]), batch["labels"])
+        return F.cross_entropy(self.model(self.clips(batch)), batch["labels"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        probabilities = self.model.predict(batch["pathways"]).float().cpu().numpy()
+        if not len(batch["labels"]):  # none of the batch's videos could be read
+            return
+        probabilities = self.model.predict(self.clips(batch)).float().cpu().numpy()
         self.scores.add(batch["indices"].tolist(), batch["views"].tolist(), probabilities, batch["labels"].tolist())
 
 
 class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
     """Sigmoid cross-entropy on boxes, a mean over boxes and classes; AVA frame-mAP.
 
-    The loss takes logits, so it is safe in half precision. Batches are dicts: "pathways" (list of [N, 3, T, H, W]), "rois"
-    [R, 5] in input pixels, "labels" [R, K] multi-hot (column k is class id k + 1), and for evaluation "boxes" [R, 4] as
-    fractions of the full frame and "keys", the N (video id, timestamp) of the key frames.
+    The loss takes logits, so it is safe in half precision. Batches are dicts: "pathways" (list of [N, 3, T, H, W]),
+    "rois" [R, 5] in input pixels, "labels" [R, K] multi-hot (column k is class id k + 1), and for evaluation "boxes"
+    [R, 4] as fractions of the full frame and "keys", the N (video id, timestamp) of the key frames.
 
     Args:
         evaluate: frame-mAP of a table of detections, against the ground truth of the split that is evaluated.
@@ -166,12 +185,14 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
         return self.evaluate(scores.to_table(self.class_ids))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        logits = self.model(batch["pathways"], batch["rois"])
+        logits = self.model(self.clips(batch), batch["rois"])
         if not len(logits):  # every box of the batch was dropped: no loss, and no gradient of 0 / 0
             return logits.sum()
         return F.binary_cross_entropy_with_logits(logits, batch["labels"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        probabilities = self.model.predict(batch["pathways"], batch["rois"]).float().cpu().numpy()
+        if not batch["keys"]:  # none of the batch's videos could be read
+            return
+        probabilities = self.model.predict(self.clips(batch), batch["rois"]).float().cpu().numpy()
         clip_indices = batch["rois"][:, 0].long().cpu().numpy()
         self.scores.add(batch["keys"], clip_indices, batch["boxes"].cpu().numpy(), probabilities)

@@ -13,9 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def update_batch_norm(
-    model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any], num_batches: int
-) -> int:
+def update_batch_norm(model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any], num_batches: int) -> int:
     """Replaces running means and variances by their plain averages over some training batches.
 
     The exponential running averages lag behind weights that move fast; Kinetics recipes evaluate with statistics taken
@@ -73,7 +71,7 @@ class PreciseBatchNorm(pl.Callback):
         def forward(batch: dict[str, Any]) -> None:
             batch = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
-                pl_module.model(batch["pathways"], batch.get("rois"))
+                pl_module.model(pl_module.clips(batch), batch.get("rois"))
 
         loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         update_batch_norm(pl_module.model, forward, loader, self.num_batches)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig, VideoNetwork, build_model
+from slowfast_model.models.network import HeadType
 
 CHECKPOINT_KEY = "slowfast"
 _MODULE_PREFIX = "model."
@@ -34,7 +36,7 @@ class ModelDescription:
     """
 
     config: ModelConfig
-    head: str
+    head: HeadType
     num_classes: int
     class_names: dict[int, str]
 
@@ -57,7 +59,7 @@ class ModelDescription:
         )
 
     def build(self) -> VideoNetwork:
-        return build_model(self.config, num_classes=self.num_classes, head=self.head)  # type: ignore[arg-type]
+        return build_model(self.config, num_classes=self.num_classes, head=self.head)
 
 
 def save_weights(path: str | PathLike[str], model: nn.Module, description: ModelDescription) -> None:
@@ -80,7 +82,9 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Tensor], ModelDes
                 described = json.loads((file.metadata() or {}).get(CHECKPOINT_KEY, "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # about other pickle protocols: an error will follow
+                warnings.simplefilter("ignore")
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             described = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
             tensors = checkpoint.get("state_dict", {}) if described else {}
             tensors = {name.removeprefix(_MODULE_PREFIX): tensor for name, tensor in tensors.items()}
@@ -88,7 +92,9 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Tensor], ModelDes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
     if not described:
-        raise InputError(f"{path}: expected model.safetensors or a checkpoint of a training run, which describe the model")
+        raise InputError(
+            f"{path}: expected model.safetensors or a checkpoint of a training run, which describe the model"
+        )
     return tensors, ModelDescription.from_dict(described)
 
 

@@ -78,7 +78,7 @@ def gather_frames(
         raise ValueError(f"indices picks {indices.shape[1]} frames, which alpha={alpha} does not divide")
     check_slow_sampling(indices.shape[1], alpha, slow_sampling)
     geometry, size = _geometry(clips, resize, crop)
-    flips = [bool(f) for f in _per_clip("flip", flip, len(clips), isinstance(flip, (bool, int)))]
+    flips = [bool(f) for f in _per_clip("flip", flip, len(clips), not hasattr(flip, "__len__"))]
     mean, std = _channel_values("mean", mean), _channel_values("std", std)
     if not all(value > 0 for value in std):
         raise ValueError(f"std={std}: every channel's standard deviation must be positive")

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from slowfast_ops.backends import OpBackends
-from slowfast_ops.roi_align_3d import reference
+from slowfast_ops.roi_align_3d import ops, reference
 
-BACKENDS = OpBackends("roi_align_3d", cpu=False)
-POOL_BACKENDS = OpBackends("roi_align_3d_pool", cpu=False)
+BACKENDS = OpBackends("roi_align_3d")
+POOL_BACKENDS = OpBackends("roi_align_3d_pool")
 
 
 def roi_align_3d(
@@ -60,7 +61,7 @@ def roi_align_3d(
         computed in float64 if `features` or `rois` are float64, else in float32 (also under autocast, which changes no
         dtype here); sums in float32 or wider.
         Differentiable in `features` only, as in torchvision; the gradient has the same bits each time.
-        A feature that is not finite may spread over all bins of a RoI that comes near it, never to other clips.
+        A feature that is not finite may spread over all RoIs of its clip, never to other clips.
 
     Raises:
         ValueError: a wrong shape, dtype, device or option; a batch index outside [0, N), or one that varies along a
@@ -73,8 +74,9 @@ def roi_align_3d(
     if len(size) != 3:
         raise ValueError(f"output_size must be an int or (t, h, w), got {output_size}")
     size = _checked_size(features.shape[2] if size[0] is None else size[0], *size[1:])
-    BACKENDS.select(features)
-    return reference.roi_align_3d(features, rois, size, *options)
+    if BACKENDS.select(features) == "reference":
+        return reference.roi_align_3d(features, rois, size, *options)
+    return ops.roi_align_3d(features, rois, size, *options)
 
 
 def roi_align_3d_pool(
@@ -110,8 +112,9 @@ def roi_align_3d_pool(
     if len(size) not in (2, 3):
         raise ValueError(f"output_size must be an int, (h, w) or (t, h, w), got {output_size}")
     size = _checked_size(*((1, *size) if len(size) == 2 else size))
-    POOL_BACKENDS.select(features)
-    return reference.roi_align_3d_pool(features, rois, size, *options)
+    if POOL_BACKENDS.select(features) == "reference":
+        return reference.roi_align_3d_pool(features, rois, size, *options)
+    return ops.roi_align_3d_pool(features, rois, size, *options)[0]
 
 
 def _checked_size(*size: int | None) -> tuple[int, ...]:
@@ -146,16 +149,20 @@ def _checked_rois(features: Tensor, rois: Tensor) -> Tensor:
         raise ValueError(f"rois has boxes for {rois.shape[1]} frames, features has {features.shape[2]} frames")
     if rois.device != features.device:
         raise ValueError(f"rois is on {rois.device}, features on {features.device}")
-    if rois.device.type == "cpu" and not torch.compiler.is_compiling():  # while tracing, the values are not known
+    known = rois.device.type == "cpu" and not isinstance(rois, FakeTensor) and not torch.compiler.is_compiling()
+    if known:  # the values, without waiting for a device
         _check_batch_indices(rois, features.shape[0])
     wide = torch.float64 in (rois.dtype, features.dtype)
     return rois.detach().to(torch.float64 if wide else torch.float32)
 
 
 def _check_batch_indices(rois: Tensor, clips: int) -> None:
+    if rois.shape[0] == 0:
+        return
     index = rois[..., 0].detach()
-    outside = ~((index >= 0) & (index < clips))
-    if outside.any():
+    low, high = index.aminmax()
+    if not (low >= 0 and high < clips):  # a NaN fails, too
+        outside = ~((index >= 0) & (index < clips))
         row = int(outside.nonzero()[0, 0])
         raise ValueError(f"rois[{row}] has batch index {index[row].tolist()}, outside [0, {clips})")
     if rois.dim() == 3 and (index != index[:, :1]).any():

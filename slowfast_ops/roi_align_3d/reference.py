@@ -7,6 +7,7 @@ RoIAlign is separable: the average over a bin's grid of (tri)linear samples is a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -96,15 +97,20 @@ def _align(
     return torch.einsum("rwx,rcbhx->rcbhw", wx, x)
 
 
+def _without_autocast(device_type: str) -> AbstractContextManager:
+    available = torch.amp.is_autocast_available(device_type)  # not for meta tensors
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+
+
 def roi_align_3d(features: Tensor, rois: Tensor, output_size: Sequence[int], *options: float) -> Tensor:
     """features [N, C, T, H, W], rois float32 or float64 -> [R, C, t, h, w]; options as for the op."""
-    with torch.autocast(features.device.type, enabled=False):
+    with _without_autocast(features.device.type):
         result = _align(features, rois, output_size, *options)  # type: ignore[arg-type]
     return result.to(features.dtype).contiguous(memory_format=output_memory_format(features))
 
 
 def roi_align_3d_pool(features: Tensor, rois: Tensor, output_size: Sequence[int], *options: float) -> Tensor:
     """The mean of roi_align_3d over t, then the maximum over h x w (at a tie, the first takes the gradient): [R, C]."""
-    with torch.autocast(features.device.type, enabled=False):
+    with _without_autocast(features.device.type):
         result = _align(features, rois, output_size, *options)  # type: ignore[arg-type]
     return result.mean(2).flatten(2).max(2).values.to(features.dtype)

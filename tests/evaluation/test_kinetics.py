@@ -63,6 +63,12 @@ def test_order_batches_processes_and_repeats_change_nothing(seed: int, videos: i
         np.testing.assert_array_equal(mean, np.mean([rows[video, view] for view in range(views)], axis=0))
 
 
+def test_accuracy_per_class() -> None:
+    scores = MultiViewScores()
+    scores.add([0, 1, 2], [0, 0, 0], [[0.9, 0.1, 0], [0.2, 0.8, 0], [0.1, 0.9, 0]], [0, 0, 1])
+    assert scores.per_class_top1() == {0: (0.5, 2), 1: (1.0, 1)}
+
+
 def test_nothing_evaluated_is_nan() -> None:
     result = MultiViewScores().compute()
     assert math.isnan(result.top1)
@@ -72,7 +78,7 @@ def test_nothing_evaluated_is_nan() -> None:
 def test_csv_lists_each_video_with_its_best_classes(tmp_path: Path) -> None:
     scores = MultiViewScores()
     scores.add([3, 3], [0, 1], [[0.2, 0.8], [0.4, 0.6]], [1, 1])
-    scores.write_csv(tmp_path / "scores.csv", {3: "a, b.mp4"}, {0: "run", 1: "jump"})
+    scores.write_csv(tmp_path / "scores.csv", {3: "a, b.mp4"}.__getitem__, {0: "run", 1: "jump"})
     rows = list(csv.reader((tmp_path / "scores.csv").open()))
     assert rows == [
         ["video", "views", "label", "class_1", "score_1", "class_2", "score_2"],

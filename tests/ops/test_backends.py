@@ -53,7 +53,7 @@ def test_missing_binary_is_explained(monkeypatch):
     monkeypatch.setattr(_native, "MISSING", "the compiled module could not be loaded; build it with: pip install -e .")
     x = torch.randn(1, 1, 2, 1, 1)
     assert torch.equal(temporal_gather(x, [1]), x[:, :, 1:])
-    assert available_backends("temporal_gather") == ["reference"]
+    assert "cpu" not in available_backends("temporal_gather")
     with use_backend("cpu"), pytest.raises(RuntimeError, match=r"pip install -e \."):
         temporal_gather(x, [1])
     with pytest.raises(RuntimeError, match=r"pip install -e \."):

@@ -38,6 +38,18 @@ def test_step_is_nesterov_with_decay_by_hand() -> None:
         assert model[0].weight.item() == pytest.approx(weight, rel=1e-6)
 
 
+def test_adamw_has_the_same_groups() -> None:
+    model = build_model("slow_tiny", num_classes=3)
+    optimizer = build_optimizer(model, "adamw", weight_decay=0.05)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+
+
+def test_unknown_optimizer_is_named() -> None:
+    with pytest.raises(InputError, match=r"optimizer is 'lars': expected one of sgd, adamw"):
+        build_optimizer(nn.Linear(1, 1), "lars")  # type: ignore[arg-type]
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = build_model("slow_tiny", num_classes=3)
     for parameter in model.pathways.parameters():

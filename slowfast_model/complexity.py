@@ -1,0 +1,219 @@
+"""What a network costs: ``python -m slowfast_model.complexity --model slowfast_r50_8x8``.
+
+The network runs once on fake tensors, which have shapes and no memory, so that any size takes no time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from slowfast_model.commands import parse_arguments, run_command
+from slowfast_model.errors import InputError
+from slowfast_model.models import ModelConfig, VideoNetwork, build_model, get_preset
+from slowfast_model.models.network import HeadType
+from slowfast_ops import LateralConvConcat
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one convolution or fully connected layer costs for one clip.
+
+    Attributes:
+        name: of the module.
+        operator: "conv" or "linear".
+        multiply_adds: what the paper and PySlowFast call FLOPs; padding counts as any other input.
+        activations: elements that the layer writes.
+    """
+
+    name: str
+    operator: str
+    multiply_adds: int
+    activations: int
+
+    @property
+    def stage(self) -> str:
+        """Part of the network that the layer is in: "slow.res2", "fast.stem", "lateral.res3", "head"."""
+        first, *rest = self.name.split(".")
+        if first == "pathways":
+            return ".".join(rest[:2])
+        return ".".join([first, *rest[:1]]) if first == "lateral" else first
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a network costs: its layers, and the parameters (batch norms' included) of each stage, in running order."""
+
+    layers: tuple[LayerCost, ...]
+    stage_parameters: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Totals, of the network and of each stage, as plain data."""
+        operators = dict.fromkeys(layer.operator for layer in self.layers)
+        return {
+            "parameters": sum(self.stage_parameters.values()),
+            **_totals(self.layers),
+            "multiply_adds_by_operator": {
+                operator: sum(layer.multiply_adds for layer in self.layers if layer.operator == operator)
+                for operator in operators
+            },
+            "stages": {
+                stage: {"parameters": count, **_totals([layer for layer in self.layers if layer.stage == stage])}
+                for stage, count in self.stage_parameters.items()
+            },
+        }
+
+
+def _totals(layers: Iterable[LayerCost]) -> dict[str, int]:
+    costs = [(layer.multiply_adds, layer.activations) for layer in layers]
+    return {"multiply_adds": sum(c[0] for c in costs), "activations": sum(c[1] for c in costs)}
+
+
+def measure_complexity(
+    model: str | ModelConfig,
+    *,
+    num_classes: int = 400,
+    head: HeadType = "classification",
+    crop_size: int | None = None,
+    num_frames: int | None = None,
+    num_boxes: int = 1,
+) -> Complexity:
+    """Parameters, and the cost of one clip in testing (`VideoNetwork.predict`), without memory or computation.
+
+    Args:
+        model, num_classes, head: as for `build_model`.
+        crop_size: side of the square clip in pixels; None: the training crop. A classifier is fully convolutional: a
+            clip larger than its training crop has several positions, each through the fully connected layer.
+        num_frames: frames of the clip as the sampler takes it, a multiple of alpha; None: the configuration's.
+        num_boxes: boxes in the clip, for a detection head.
+
+    Raises:
+        InputError: as `build_model`, or a size that no clip has.
+    """
+    config = get_preset(model) if isinstance(model, str) else model
+    if num_frames is not None:
+        config = replace(config, num_frames=num_frames)
+    side = config.crop_size if crop_size is None else crop_size
+    if side < 1:
+        raise InputError(f"crop_size is {side}: expected 1 or more")
+    if num_boxes < 0:
+        raise InputError(f"num_boxes is {num_boxes}: expected 0 or more")
+    layers: list[LayerCost] = []
+    with torch.no_grad(), FakeTensorMode():
+        network = build_model(config, num_classes=num_classes, head=head).eval()
+        _watch(network, "", layers)
+        clips = [
+            torch.empty(1, pathway.in_channels, frames, side, side)
+            for pathway, frames in zip(config.pathways, config.pathway_frames, strict=True)
+        ]
+        if head == "classification":
+            network.predict(clips)
+        else:  # RoIAlign has no multiply-adds to count, and would look into the boxes
+            network.features(clips)
+            network.head.projection(torch.empty(num_boxes, network.head.projection.in_features))
+    stages = dict.fromkeys(layer.stage for layer in layers)
+    return Complexity(tuple(layers), {stage: _count_parameters(network, stage) for stage in stages})
+
+
+def _count_parameters(network: VideoNetwork, stage: str) -> int:
+    name = stage if stage.startswith(("lateral", "head")) else f"pathways.{stage}"
+    return sum(parameter.numel() for parameter in network.get_submodule(name).parameters())
+
+
+def _watch(module: nn.Module, name: str, layers: list[LayerCost]) -> None:
+    """Has every layer under ``module`` append its cost to ``layers`` when it runs."""
+    if isinstance(module, LateralConvConcat):  # one fused operator: the convolution in it isn't called
+        module.register_forward_hook(_recorder(name, "conv", module.conv, layers))
+    elif isinstance(module, nn.Conv3d):
+        module.register_forward_hook(_recorder(name, "conv", module, layers))
+    elif isinstance(module, nn.Linear):
+        module.register_forward_hook(_recorder(name, "linear", module, layers))
+    else:
+        for child_name, child in module.named_children():
+            _watch(child, f"{name}.{child_name}" if name else child_name, layers)
+
+
+def _recorder(
+    name: str, operator: str, layer: nn.Conv3d | nn.Linear, layers: list[LayerCost]
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    out_features, *per_output = layer.weight.shape
+
+    def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        channels = output.shape[1 if operator == "conv" else -1]
+        activations = output.numel() // channels * out_features  # a lateral connection's output has other channels too
+        layers.append(LayerCost(name, operator, activations * torch.Size(per_output).numel(), activations))
+
+    return record
+
+
+@dataclass
+class ComplexityConfig:
+    """Options of the command.
+
+    Args:
+        model: preset.
+        head: classification or detection.
+        num_classes: outputs of the head; by default Kinetics' 400 for classification and AVA's 80 for detection.
+        crop_size: side of the square clip in pixels; by default the training crop.
+        num_frames: frames of the clip as the sampler takes it; by default the preset's.
+        num_boxes: boxes in the clip (detection).
+        per_stage: also print a line per stage.
+        json: print JSON, stages included.
+    """
+
+    model: str
+    head: HeadType = "classification"
+    num_classes: int | None = None
+    crop_size: int | None = None
+    num_frames: int | None = None
+    num_boxes: int = 1
+    per_stage: bool = False
+    json: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the complexity of a preset."""
+    options = parse_arguments(
+        ComplexityConfig,
+        prog="python -m slowfast_model.complexity",
+        description="Parameters, multiply-adds and activations of a network, for one clip in testing.",
+        argv=argv,
+    )
+    config = get_preset(options.model)
+    crop_size = config.crop_size if options.crop_size is None else options.crop_size
+    num_frames = config.num_frames if options.num_frames is None else options.num_frames
+    default_classes = {"classification": 400, "detection": 80}[options.head]
+    num_classes = default_classes if options.num_classes is None else options.num_classes
+    costs = measure_complexity(
+        config,
+        num_classes=num_classes,
+        head=options.head,
+        crop_size=crop_size,
+        num_frames=num_frames,
+        num_boxes=options.num_boxes,
+    ).to_dict()
+    clip = {"frames": num_frames, "crop_size": crop_size}
+    if options.json:
+        print(json.dumps({"model": options.model, "head": options.head, "classes": num_classes, **clip, **costs}))
+        return
+    print(f"{options.model}, {options.head}, {num_classes} classes, one clip of {num_frames} frames at {crop_size} px")
+    print(_table(costs, per_stage=options.per_stage))
+
+
+def _table(costs: dict[str, Any], *, per_stage: bool) -> str:
+    rows = [("", "parameters", "multiply-adds", "activations")]
+    parts = [*(costs["stages"].items() if per_stage else ()), ("total", costs)]
+    for name, cost in parts:
+        millions = f"{cost['parameters'] / 1e6:.3f} M", f"{cost['activations'] / 1e6:.2f} M"
+        rows.append((name, millions[0], f"{cost['multiply_adds'] / 1e9:.4f} G", millions[1]))
+    return "\n".join(f"{row[0]:13}" + "".join(f"{cell:>16}" for cell in row[1:]) for row in rows)
+
+
+if __name__ == "__main__":
+    run_command(main)
