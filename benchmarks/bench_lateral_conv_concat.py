@@ -57,9 +57,11 @@ def test_lateral_conv_concat(benchmark, case: tuple, layout: str, direction: str
         output = call(module, slow, fast)
         return [output, *torch.autograd.grad(output, leaves, grad)]
 
-    for ours, theirs in zip(run(fused), run(one_by_one), strict=True):
-        # By the norm: single gradients may jump where a ReLU's input is rounded across zero.
+    for i, (ours, theirs) in enumerate(zip(run(fused), run(one_by_one), strict=True)):
+        # By the norm, and less strictly for gradients: one ReLU input of a million that rounds across zero changes
+        # the norm of a gradient by a thousandth.
         error = (ours.double() - theirs.double()).norm() / theirs.double().norm()
-        assert error < (1e-3 if dtype == torch.float32 else 5e-2), f"relative error {error:.1e}"
+        bound = (1e-5 if i == 0 else 1e-2) if dtype == torch.float32 else 5e-2
+        assert error < bound, f"result {i}: relative error {error:.1e}"
     benchmark.group = f"{model} {stage}, {clips} clip(s); {str(dtype).removeprefix('torch.')}, {layout}; {direction}"
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)
