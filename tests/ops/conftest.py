@@ -9,14 +9,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from slowfast_ops import _library, _native
+from slowfast_ops.backends import OpBackends
+from tests.ops import cuda_on_cpu, op_tester
+
 HAS_CUDA = torch.cuda.is_available()
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-if HAS_TRITON and not HAS_CUDA:
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
-
-from slowfast_ops import _library, _native  # noqa: E402
-from slowfast_ops.backends import OpBackends  # noqa: E402
-from tests.ops import cuda_on_cpu, op_tester  # noqa: E402
 
 
 def _targets(op: str, test: Callable) -> list[op_tester.Target]:

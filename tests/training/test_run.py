@@ -25,8 +25,12 @@ from slowfast_model.training.weights import load_model
 from tests.training.conftest import FAST, run_train
 
 TIMINGS = ("clips_per_second", "seconds")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 EVERY_STEP = ("--checkpoint-every-steps", 1, "--log-every-steps", 1)
+
+
+def process_environment(threads: int) -> dict[str, str]:
+    """The environment of a training in a process of its own."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def metrics_rows(run: Path) -> list[dict[str, str]]:
@@ -120,7 +124,9 @@ def test_a_killed_run_ends_the_same(kinetics_root: Path, tmp_path: Path) -> None
     arguments += ["--precise-bn-batches", 2, "--checkpoint-every-steps", 1, "--log-every-steps", 1]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "slowfast_model.train", *FAST, *map(str, arguments), "--num-workers", "1"]
-    process = subprocess.Popen([*command, "--output-dir", str(killed)], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    # As many threads as here: convolutions sum their gradients in an order that depends on it.
+    environment = process_environment(torch.get_num_threads())
+    process = subprocess.Popen([*command, "--output-dir", str(killed)], env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         if (killed / "metrics.csv").exists() and len((killed / "metrics.csv").read_text().splitlines()) > 3:
@@ -240,6 +246,6 @@ def test_two_processes_share_the_work(kinetics_root: Path, tmp_path: Path) -> No
     run = tmp_path / "run"
     command = [sys.executable, "-m", "slowfast_model.train", "--dataset", "kinetics", "--data-root", str(kinetics_root)]
     command += [*FAST, "--batch-size", "1", "--devices", "2", "--max-epochs", "1", "--output-dir", str(run)]
-    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, timeout=240)
+    subprocess.run(command, env=process_environment(1), check=True, capture_output=True, timeout=240)
     figures = json.loads((run / "metrics.json").read_text())
     assert (figures["num_videos"], figures["num_views"], figures["step"]) == (2, 2, 2)
