@@ -106,22 +106,8 @@ def convolve(
         c = d // TAPS if TAPS_INNER else d % FAST_CHANNELS
         frame = t * alpha + k - TAPS // 2
         reached = (frame >= 0) & (frame < slow_frames * alpha) & (d < DEPTH)
-        from_ptr = pointers(
-            fast_ptr,
-            n,
-            c.to(tl.int64),
-            frame,
-            p,
-            width,
-            fast_n,
-            fast_c,
-            fast_t,
-            fast_h,
-            fast_w,
-            UNIT,
-            ALIGN,
-            EVEN,
-        )
+        c = c.to(tl.int64)
+        from_ptr = pointers(fast_ptr, n, c, frame, p, width, fast_n, fast_c, fast_t, fast_h, fast_w, UNIT, ALIGN, EVEN)
         x = tl.load(from_ptr, mask=inside[:, None] & reached[None, :], other=0)
         known = (d < DEPTH)[:, None] & (o < CHANNELS)[None, :]
         from_ptr = tl.multiple_of(weight_ptr + first, ALIGN * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8))

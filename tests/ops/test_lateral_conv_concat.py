@@ -68,10 +68,10 @@ def training(name: str, *size: int, relu: bool, affine: bool = True, residual: b
 @pytest.fixture(autouse=True)
 def full_float32():
     """Errors are compared with PyTorch's: cuDNN may or may not use TF32 where it is allowed, so that it is not."""
-    allowed = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.conv.fp32_precision = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 class LateralTester(OpTester):
@@ -162,7 +162,7 @@ class TestManyTiles:
 def test_tf32_only_where_torch_allows_it(allowed):
     pytest.importorskip("triton")
     plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
+    torch.backends.cudnn.allow_tf32 = allowed
     assert plan.precision() == ("tf32" if allowed else "ieee")
 
 
