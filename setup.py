@@ -10,10 +10,10 @@ No torch is needed to build. Environment variables:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -28,16 +28,6 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CUDA_ARCHS = ("75", "80", "90", "100", "120")
-
-
-def source_hash() -> str:
-    """Hash of everything under csrc/ that goes into the binary; `slowfast_ops.info` compares it with the checkout."""
-    digest = hashlib.sha256()
-    for path in sorted(CSRC.rglob("*")):
-        if path.suffix in {".h", ".cuh", ".cpp", ".cu"} and "testing" not in path.relative_to(CSRC).parts:
-            digest.update(path.relative_to(CSRC).as_posix().encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def find_nvcc() -> tuple[str | None, str]:
@@ -103,7 +93,7 @@ class NinjaBuild(build_ext):
             text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
             cuda_version = (re.search(r"release ([\d.]+)", text) or [None, "unknown"])[1]
         info = {
-            "source_hash": source_hash(),
+            "source_hash": runpy.run_path(str(CSRC / "source_hash.py"))["source_hash"](),
             "compiler": subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0],
             "openmp": openmp,
             "cuda": cuda_version or None,

@@ -114,9 +114,8 @@ def measure_complexity(
         ]
         if head == "classification":
             network.predict(clips)
-        else:  # RoIAlign has no multiply-adds to count, and would look into the boxes
-            network.features(clips)
-            network.head.projection(torch.empty(num_boxes, network.head.projection.in_features))
+        else:
+            network.predict(clips, torch.empty(num_boxes, 5))
     stages = dict.fromkeys(layer.stage for layer in layers)
     return Complexity(tuple(layers), {stage: _count_parameters(network, stage) for stage in stages})
 

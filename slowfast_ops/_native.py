@@ -5,8 +5,8 @@ Kernels never allocate: every output and workspace comes from `allocate`.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -83,14 +83,7 @@ def cuda_place(tensor: torch.Tensor) -> tuple[int, int]:
 
 def stale_sources() -> str | None:
     """A warning when csrc/ next to this (editable) install is newer than the binary, else None."""
-    csrc = Path(__file__).resolve().parent.parent / "csrc"
-    if _C is None or not csrc.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(csrc.rglob("*")):
-        if path.suffix in {".h", ".cuh", ".cpp", ".cu"} and "testing" not in path.relative_to(csrc).parts:
-            digest.update(path.relative_to(csrc).as_posix().encode())
-            digest.update(path.read_bytes())
-    if digest.hexdigest()[:16] == BUILD_INFO.get("source_hash"):
+    rule = Path(__file__).resolve().parent.parent / "csrc" / "source_hash.py"
+    if _C is None or not rule.is_file() or runpy.run_path(str(rule))["source_hash"]() == BUILD_INFO.get("source_hash"):
         return None
     return "csrc/ has changed since the binary was built; run `pip install -e .` again"

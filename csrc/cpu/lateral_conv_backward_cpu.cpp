@@ -31,10 +31,12 @@ struct Backward {
   Acc* fast_workspace;
   int64_t fast_slots, grads_size, product_size;
 
-  // Gradient of weight.
-  static constexpr int64_t kGroup = 64;  // output channels of a unit
-  int64_t parts, groups, padded_rows, weight_slots, frames_size, columns_size, part_size;
-  Acc* weight_parts;  // [part][group][tap][Cf, padded][kGroup] and [kGroup] sums of the gradient
+  // Gradient of weight. A unit is a part of the blocks for a group of output channels.
+  static constexpr int64_t kMaxGroup = 96;
+  bool weight_frames_in_place;
+  Blocks weight_blocks;
+  int64_t parts, groups, group, padded_rows, weight_slots, frames_size, columns_size, part_size;
+  Acc* weight_parts;  // [part][group of channels][tap][Cf, padded][group] and [group] sums of the gradient
   Acc* weight_workspace;
 
   Backward(const LateralConvBackwardParams& p, int num_threads, Workspace<Acc>& workspace)
@@ -47,7 +49,9 @@ struct Backward {
         channels(p.weight.size(0)),
         kernel_size(p.weight.size(2)),
         blocks(p.grad, std::clamp<int64_t>(32768 / (fast_channels * kernel_size), 48, 128),
-               channels_last ? kRowTile : kernel.lanes) {
+               channels_last ? kRowTile : kernel.lanes),
+        weight_frames_in_place(has_rows_in_place<T>(p.fast, channels_last)),
+        weight_blocks(p.grad, weight_frames_in_place ? 128 : blocks.size, kernel.lanes) {
     scale = workspace.take(channels);
     add = workspace.take(channels);
     multiply = workspace.take(channels);
@@ -60,15 +64,18 @@ struct Backward {
     product_size = padded_fast * blocks.size;
     fast_workspace = workspace.take(fast_slots * (grads_size + product_size));
 
-    groups = divide_up(channels, kGroup);
+    groups = divide_up(channels, kMaxGroup);
+    group = round_up(divide_up(channels, groups), kernel.lanes);
+    groups = divide_up(channels, group);
     parts = std::clamp<int64_t>(262144 / (fast_channels * kernel_size * channels), 1, 16);
-    parts = p.grad_weight.given() ? std::min(parts, blocks.count()) : 0;
+    parts = p.grad_weight.given() ? std::min(parts, weight_blocks.count()) : 0;
     padded_rows = round_up(fast_channels, kRowTile);
-    part_size = (kernel_size * padded_rows + 1) * kGroup;
+    part_size = (kernel_size * padded_rows + 1) * group;
     weight_parts = workspace.take(parts * groups * part_size);
     weight_slots = parts > 0 ? slots_for(parts * groups, num_threads) : 0;
-    frames_size = round_up((kernel_size * fast_channels + kRowTile) * blocks.size, 16);
-    columns_size = blocks.size * kGroup;
+    frames_size =
+        weight_frames_in_place ? 0 : round_up((kernel_size * fast_channels + kRowTile) * weight_blocks.size, 16);
+    columns_size = weight_blocks.size * group;
     weight_workspace = workspace.take(weight_slots * (frames_size + 2 * columns_size));
   }
 
@@ -196,55 +203,71 @@ SF_INLINE void grad_fast_template(const Backward<T>& b, int64_t slot, int64_t be
 
 // ---- gradient of weight
 
-// Panels of rows (channel) -> [position][kGroup].
+// Panels of positions [row: channel][lane: position] -> panels of channels [row: position][lane: channel].
 template <typename Acc>
-SF_INLINE void transpose(const Panels<Acc>& from, int64_t panels, Acc* SF_RESTRICT to, int64_t stride) {
-  for (int64_t panel = 0; panel < panels; ++panel)
-    for (int64_t lane = 0; lane < from.lanes; ++lane) {
-      const Acc* SF_RESTRICT column = from.row(0, panel) + lane;
-      Acc* SF_RESTRICT row = to + (panel * from.lanes + lane) * stride;
-      for (int64_t c = 0; c < from.rows; ++c) row[c] = column[c * from.lanes];
+SF_INLINE void transpose(const Panels<Acc>& from, const Panels<Acc>& to, int64_t channels, int64_t positions) {
+  for (int64_t p = 0; p < positions; p += from.lanes) {
+    const int64_t count = std::min(from.lanes, positions - p);
+    for (int64_t first = 0; first < channels; first += to.lanes) {
+      const Acc* SF_RESTRICT x = from.row(first, p / from.lanes);
+      Acc* SF_RESTRICT y = to.row(p, first / to.lanes);
+      for (int64_t lane = 0; lane < std::min(to.lanes, channels - first); ++lane)
+        for (int64_t i = 0; i < count; ++i) y[i * to.lanes + lane] = x[lane * from.lanes + i];
     }
+  }
 }
 
-// Unit (part, group): the sum over the blocks of a part, for a group of output channels.
+// Unit (part, group): the sum over the blocks of a part, for a group of output channels. The depth of the matrix
+// product is positions: frames [Cf][position] by columns, the output's gradients in panels of channels. (Rows of a
+// group's whole width would be a power of two apart and keep pushing each other out of the first-level cache.)
 template <typename T>
 SF_INLINE void grad_weight_template(const Backward<T>& b, int64_t slot, int64_t begin, int64_t end) {
   using Acc = accumulator_t<T>;
-  constexpr int64_t kGroup = Backward<T>::kGroup;
-  const int64_t size = b.blocks.size, lanes = b.kernel.lanes, rows_size = b.padded_rows * kGroup;
+  const Blocks& blocks = b.weight_blocks;
+  const int64_t size = blocks.size, lanes = b.kernel.lanes, rows_size = b.padded_rows * b.group;
   Acc* frames = b.weight_workspace + slot * (b.frames_size + 2 * b.columns_size);
-  Acc* columns = frames + b.frames_size;
-  Acc* scratch = columns + b.columns_size;
+  Acc* scratch = frames + b.frames_size;
+  const Panels<Acc> columns{scratch + b.columns_size, size, lanes};
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t part = unit / b.groups, first = unit % b.groups * kGroup;
-    const int64_t count = std::min(kGroup, b.channels - first), first_block = b.blocks.count() * part / b.parts;
+    const int64_t part = unit / b.groups, first = unit % b.groups * b.group;
+    const int64_t count = std::min(b.group, b.channels - first), panels = divide_up(count, lanes);
     Acc* total = b.weight_parts + unit * b.part_size;
     Acc* sums = total + b.kernel_size * rows_size;
     std::fill(total, total + b.part_size, Acc(0));
-    std::fill(columns, columns + b.columns_size, Acc(0));  // channels past the last stay zero
-    for (int64_t i = first_block; i < b.blocks.count() * (part + 1) / b.parts; ++i) {
-      const Block block = b.blocks[i];
-      const Acc* direct = b.frames_in_place ? frames_in_place<T>(b.p.fast, b.taps, block) : nullptr;
-      if (direct == nullptr) load_frames<T>(b.p.fast, b.taps, block, size, b.channels_last, size, frames);
-      load_grads(b, block, first, count, false, b.channels_last ? columns : scratch, kGroup);
-      const int64_t panels = divide_up(block.count(), lanes);
-      if (!b.channels_last) transpose(Panels<Acc>{scratch, count, lanes}, panels, columns, kGroup);
-      if (b.p.grad_shift.given()) {
-        Acc block_sums[kGroup] = {};
-        for (int64_t p = 0; p < block.count(); ++p)
-          for (int64_t c = 0; c < kGroup; ++c) block_sums[c] += columns[p * kGroup + c];
-        for (int64_t c = 0; c < kGroup; ++c) sums[c] += block_sums[c];
+    std::fill(columns.data, columns.data + b.columns_size, Acc(0));  // channels past the last stay zero
+    for (int64_t i = blocks.count() * part / b.parts; i < blocks.count() * (part + 1) / b.parts; ++i) {
+      const Block block = blocks[i];
+      if (b.channels_last) {
+        for (int64_t panel = 0; panel < panels; ++panel)
+          load_grads(b, block, first + panel * lanes, std::min(lanes, count - panel * lanes), false,
+                     columns.row(0, panel), lanes);
+      } else {
+        load_grads(b, block, first, count, false, scratch, lanes);
+        transpose(Panels<Acc>{scratch, count, lanes}, columns, count, block.count());
       }
-      const int64_t first_tap = b.taps.first_tap(block.t), end_tap = b.taps.end_tap(block.t);
+      if (b.p.grad_shift.given()) {
+        for (int64_t c = 0; c < count; ++c) {
+          Acc sum = 0;
+          for (int64_t p = 0; p < block.count(); ++p) sum += columns.row(p, c / lanes)[c % lanes];
+          sums[c] += sum;
+        }
+      }
+      const int64_t first_tap = b.taps.first_tap(block.t);
+      const TensorView& fast = b.p.fast;
       BlockProduct<Acc> p;
-      p.rows = b.fast_channels, p.panels = divide_up(count, lanes), p.a_row_major = !b.channels_last;
-      p.b = columns, p.b_stride = kGroup, p.b_panel = lanes, p.c_stride = kGroup, p.accumulate = true;
-      p.depth = block.count(), p.segments = 1, p.a_segment = 0, p.b_segment = 0;  // the depth is positions here
-      p.a_stride = b.channels_last ? b.fast_channels : size;
-      const int64_t tap_stride = direct == nullptr ? b.fast_channels * size : b.p.fast.stride(2);
-      for (int64_t k = first_tap; k < end_tap; ++k) {
-        p.a = (direct == nullptr ? frames : direct) + (k - first_tap) * tap_stride;
+      p.rows = b.fast_channels, p.panels = panels, p.a_row_major = !b.channels_last;
+      p.b = columns.data, p.b_stride = lanes, p.b_panel = size * lanes, p.c_stride = b.group, p.accumulate = true;
+      p.depth = block.count(), p.segments = 1, p.a_segment = 0, p.b_segment = 0;
+      int64_t tap_stride;
+      if (b.weight_frames_in_place) {
+        p.a = fast.as<const Acc>() + block.n * fast.stride(0) + b.taps.fast_frame(block.t, first_tap) * fast.stride(2) +
+              block.begin * fast.stride(4);
+        p.a_stride = fast.stride(b.channels_last ? 4 : 1), tap_stride = fast.stride(2);
+      } else {
+        load_frames<T>(fast, b.taps, block, size, b.channels_last, size, frames);
+        p.a = frames, p.a_stride = b.channels_last ? b.fast_channels : size, tap_stride = b.fast_channels * size;
+      }
+      for (int64_t k = first_tap; k < b.taps.end_tap(block.t); ++k, p.a += tap_stride) {
         p.c = total + k * rows_size;
         b.kernel.run(p);
       }
@@ -257,21 +280,21 @@ SF_INLINE void grad_weight_template(const Backward<T>& b, int64_t slot, int64_t 
 template <typename T>
 SF_INLINE void join_parts_template(const Backward<T>& b, int64_t begin, int64_t end) {
   using Acc = accumulator_t<T>;
-  constexpr int64_t kGroup = Backward<T>::kGroup;
+  constexpr int64_t kMaxGroup = Backward<T>::kMaxGroup;
   const LateralConvBackwardParams& p = b.p;
   const TensorView& out = p.grad_weight;
   const Weight<T> weight(p.weight);
   for (int64_t group = begin; group < end; ++group) {
-    const int64_t first = group * kGroup, count = std::min(kGroup, b.channels - first);
+    const int64_t first = group * b.group, count = std::min(b.group, b.channels - first);
     const Acc* parts = b.weight_parts + group * b.part_size;
     const int64_t part_stride = b.groups * b.part_size;
-    Acc grad_scale[kGroup] = {};
+    Acc grad_scale[kMaxGroup] = {};
     for (int64_t row = 0; row <= b.kernel_size * b.padded_rows; ++row) {
       const int64_t k = row / b.padded_rows, f = row % b.padded_rows;
       if (k < b.kernel_size && f >= b.fast_channels) continue;
-      Acc sum[kGroup] = {};
+      Acc sum[kMaxGroup] = {};
       for (int64_t part = 0; part < b.parts; ++part)
-        for (int64_t c = 0; c < kGroup; ++c) sum[c] += parts[part * part_stride + row * kGroup + c];
+        for (int64_t c = 0; c < b.group; ++c) sum[c] += parts[part * part_stride + row * b.group + c];
       for (int64_t c = 0; c < count; ++c) {
         const int64_t o = first + c;
         if (k == b.kernel_size) {

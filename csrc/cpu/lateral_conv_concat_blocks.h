@@ -243,6 +243,14 @@ SF_INLINE const accumulator_t<T>* frames_in_place(const TensorView& fast, const 
          block.begin * fast.stride(4);
 }
 
+// Whether the gradient of weight may take rows of channels or of positions from where they lie in memory: they are of
+// the type that products are computed in, contiguous, evenly spaced, and whole tiles of channels do not pass the end.
+template <typename T>
+bool has_rows_in_place(const TensorView& v, bool channels_last) {
+  return std::is_same<T, accumulator_t<T>>::value && v.stride(channels_last ? 1 : 4) == 1 && is_even(v) &&
+         v.size(1) % kRowTile == 0;
+}
+
 // Rows of a matrix whose columns are split into panels of `lanes`: to[panel][row][lane], zero past the last column.
 template <typename Acc, typename Function>
 SF_INLINE void pack_panel(Acc* to, int64_t panel, int64_t rows, int64_t columns, int64_t lanes, const Function& value) {

@@ -1,5 +1,4 @@
-// CPU kernels of temporal_gather. One unit of work is one output frame of one channel (contiguous) or of all channels
-// (channels-last); a frame whose rows are dense is copied whole.
+// CPU kernels of temporal_gather: rows are copied whole where they are dense.
 //
 // The backward is in gather form: each frame of grad_input sums the output frames that read it, in ascending order,
 // so it needs no atomics and gives the same bits for any number of threads.
@@ -41,21 +40,24 @@ SF_INLINE void zero_row(T* to, int64_t stride, int64_t length) {
   }
 }
 
+// One unit is one row of one output frame, in the order in which they lie in the output: a contiguous tensor has the
+// frames of a channel side by side, a channels-last one the rows of a frame.
 template <typename T>
-void forward_frames(const TemporalGatherParams& p, int64_t begin, int64_t end) {
+void forward_rows(const TemporalGatherParams& p, const FrameLoop& frame, int64_t begin, int64_t end) {
   const TensorView &x = p.input, &y = p.output;
   const int64_t* indices = p.indices.as<const int64_t>();
-  const FrameLoop frame(y, x);
-  const int64_t frames = y.size(2);
+  const int64_t frames = y.size(2), rows = frame.size[0] * frame.size[1];
+  const bool frames_inside = frame.stride_a[1] > y.stride(2);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t n = unit / frames, t = unit % frames;
+    const int64_t n = unit / (rows * frames), rest = unit % (rows * frames);
+    const int64_t t = frames_inside ? rest % frames : rest / rows, row = frames_inside ? rest / frames : rest % rows;
+    const int64_t i = row / frame.size[1], j = row % frame.size[1];
     const int64_t source = indices[n * p.indices.stride(0) + t * p.indices.stride(1)];
     SF_CHECK(source >= 0 && source < x.size(2), "temporal_gather: index ", source, " outside [0, ", x.size(2), ")");
-    T* output = y.as<T>() + n * y.stride(0) + t * y.stride(2);
-    const T* input = x.as<const T>() + n * x.stride(0) + source * x.stride(2);
-    for_each_row(frame, [&](int64_t to, int64_t from) {
-      copy_row(output + to, frame.stride_a[2], input + from, frame.stride_b[2], frame.size[2]);
-    });
+    copy_row(y.as<T>() + n * y.stride(0) + t * y.stride(2) + i * frame.stride_a[0] + j * frame.stride_a[1],
+             frame.stride_a[2],
+             x.as<const T>() + n * x.stride(0) + source * x.stride(2) + i * frame.stride_b[0] + j * frame.stride_b[1],
+             frame.stride_b[2], frame.size[2]);
   }
 }
 
@@ -103,8 +105,10 @@ void temporal_gather_forward_cpu(const TemporalGatherParams& p, int num_threads)
   if (p.output.numel() == 0) return;
   dispatch_floating(p.input.dtype, "temporal_gather", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    parallel_for(p.output.size(0) * p.output.size(2), 1, num_threads,
-                 [&](int64_t begin, int64_t end) { forward_frames<T>(p, begin, end); });
+    const FrameLoop frame(p.output, p.input);
+    const int64_t rows = p.output.size(0) * p.output.size(2) * frame.size[0] * frame.size[1];
+    const int64_t grain = 1 + 16384 / frame.size[2];
+    parallel_for(rows, grain, num_threads, [&](int64_t begin, int64_t end) { forward_rows<T>(p, frame, begin, end); });
   });
 }
 

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from slowfast_model.data.ava_annotations import NO_LABEL, AvaFiles, KeyFrames, check_boxes, select
 from slowfast_model.data.boxes import is_visible, to_input_pixels
-from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, make_pathways, require_clips
-from slowfast_model.data.loaders import TrainLoader, evaluation_loader
+from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, make_pathways
+from slowfast_model.data.loaders import ClipDataModule, evaluation_loader
 from slowfast_model.data.sampling import ClipGeometry, full_frame_geometry, key_frame_times, random_geometry
 from slowfast_model.data.video import Frames, VideoError, VideoReader
 from slowfast_model.data.video_cache import DecodedVideo, VideoCache
@@ -240,7 +239,7 @@ class AvaDataset(ClipDataset[AvaTarget]):
         }
 
 
-class AvaDataModule(LightningDataModule):
+class AvaDataModule(ClipDataModule):
     """AVA-format training and validation data.
 
     Training takes the ground truth, and predicted boxes for the training videos where there are any. Validation takes
@@ -263,11 +262,8 @@ class AvaDataModule(LightningDataModule):
     evaluated_classes: list[int]
 
     def __init__(self, config: AvaDataConfig, model_config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config, model_config)
         self.config = config
-        self.model_config = model_config
-        config.train_short_side(model_config.crop_size)  # to hear of a wrong one now and not from a worker
-        config.eval_short_side(model_config.crop_size)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the annotations, once.
@@ -352,19 +348,11 @@ class AvaDataModule(LightningDataModule):
         path = self.files[split].excluded
         return read_excluded_timestamps(path) if path is not None else set()
 
-    def train_dataloader(self) -> TrainLoader:
-        config = self.config
-        return TrainLoader(self.train_data, config.batch_size, config.num_workers, config.seed, self.train_data.collate)
-
     def val_dataloader(self) -> DataLoader:
         config, data = self.config, self.val_data
         return evaluation_loader(data, data.key_frames.videos, config.batch_size, config.num_workers, data.collate)
 
     test_dataloader = val_dataloader
-
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        require_clips(batch, training=bool(self.trainer and self.trainer.training))
-        return batch
 
     def key_frame(self, video_id: str, timestamp: float) -> Frames:
         """The picture at a timestamp of the annotations, uint8 RGB [H, W, 3].

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, make_pathways, require_clips
-from slowfast_model.data.loaders import TrainLoader, evaluation_loader
+from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, make_pathways
+from slowfast_model.data.loaders import ClipDataModule, evaluation_loader
 from slowfast_model.data.sampling import (
     ClipGeometry,
     clip_frame_indices,
@@ -197,7 +196,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
         }
 
 
-class KineticsDataModule(LightningDataModule):
+class KineticsDataModule(ClipDataModule):
     """Kinetics-format training, validation and test data.
 
     Training: one random clip and crop per video. Validation: the middle of every video, centre crop. Testing: all
@@ -217,11 +216,8 @@ class KineticsDataModule(LightningDataModule):
     class_names: dict[int, str]
 
     def __init__(self, config: KineticsDataConfig, model_config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config, model_config)
         self.config = config
-        self.model_config = model_config
-        config.train_short_side(model_config.crop_size)  # to hear of a wrong one now and not from a worker
-        config.eval_short_side(model_config.crop_size)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the lists, once.
@@ -268,10 +264,6 @@ class KineticsDataModule(LightningDataModule):
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file in UTF-8'}") from None
 
-    def train_dataloader(self) -> TrainLoader:
-        config = self.config
-        return TrainLoader(self.train_data, config.batch_size, config.num_workers, config.seed, self.train_data.collate)
-
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.val_data)
 
@@ -281,10 +273,6 @@ class KineticsDataModule(LightningDataModule):
     def _evaluation_loader(self, data: KineticsDataset) -> DataLoader:
         one_group = np.zeros(len(data), np.int64)  # all crops have one size
         return evaluation_loader(data, one_group, self.config.batch_size, self.config.num_workers, data.collate)
-
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        require_clips(batch, training=bool(self.trainer and self.trainer.training))
-        return batch
 
     def describe(self) -> str:
         """One line on what there is."""

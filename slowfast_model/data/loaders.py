@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from slowfast_model.data.clips import ClipDataset
+from slowfast_model.data.clips import ClipDataset, DataConfig, require_clips
+from slowfast_model.models import ModelConfig
 
 
 def _rank_and_world_size() -> tuple[int, int]:
@@ -136,3 +138,27 @@ def _worker_options(num_workers: int) -> dict[str, Any]:
         # Its own generator: drawing the workers' seeds must not move the global one, on which dropout depends.
         "generator": torch.Generator(),
     }
+
+
+class ClipDataModule(LightningDataModule):
+    """What the data modules share: the training loader, and a stop when no video can be read.
+
+    Attributes (after ``setup``):
+        train_data: the training clips.
+    """
+
+    train_data: ClipDataset
+
+    def __init__(self, config: DataConfig, model_config: ModelConfig) -> None:
+        super().__init__()
+        self.model_config = model_config
+        config.train_short_side(model_config.crop_size)  # to hear of a wrong one now and not from a worker
+        config.eval_short_side(model_config.crop_size)
+        self._loading = config.batch_size, config.num_workers, config.seed
+
+    def train_dataloader(self) -> TrainLoader:
+        return TrainLoader(self.train_data, *self._loading, self.train_data.collate)
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        require_clips(batch, training=bool(self.trainer and self.trainer.training))
+        return batch
