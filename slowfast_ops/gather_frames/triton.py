@@ -17,7 +17,8 @@ from torch import Tensor
 
 from slowfast_ops.gather_frames.native import outputs, windows_of
 
-LINES, BLOCK = 8, 128
+BLOCK = 128
+LINES = {False: 8, True: 4}  # by antialias, whose loops need more registers for each value
 COLUMNS = tl.constexpr(19)  # of the table: see _table
 NARROW_SIDE = 16384  # up to so many pixels, positions and weights are exact in int32
 
@@ -235,7 +236,7 @@ def forward(
     channels_last = memory_format == torch.channels_last_3d
     lines, length = (height, 3 * width) if channels_last else (3 * height, width)
     sides = [side for clip, window in zip(clips, windows_of(geometry), strict=True) for side in (*clip.shape, *window)]
-    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, LINES) * frames, n](
+    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, LINES[antialias]) * frames, n](
         _table(clips, geometry, flip, mean, std),
         indices,
         fast,
@@ -252,7 +253,7 @@ def forward(
         ANTIALIAS=antialias,
         NARROW=max(sides) <= NARROW_SIDE,
         DOUBLE=dtype == torch.float64,
-        LINES=LINES,
+        LINES=LINES[antialias],
         BLOCK=BLOCK,
     )
     return slow, fast
@@ -273,7 +274,7 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
                     "ANTIALIAS": antialias,
                     "NARROW": True,
                     "DOUBLE": False,
-                    "LINES": LINES,
+                    "LINES": LINES[antialias],
                     "BLOCK": BLOCK,
                 }
                 yield forward_kernel, {**types, **sizes, **strides}, constants, {}
