@@ -170,12 +170,9 @@ class KineticsDataModule(ClipDataModule):
         class_names: label -> name, for all labels.
     """
 
+    config: KineticsDataConfig
     num_classes: int
     class_names: dict[int, str]
-
-    def __init__(self, config: KineticsDataConfig, model_config: ModelConfig) -> None:
-        super().__init__(config, model_config)
-        self.config = config
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the lists, once.
