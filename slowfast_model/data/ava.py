@@ -257,13 +257,10 @@ class AvaDataModule(ClipDataModule):
         evaluated_classes: ids of those in the action list, which alone count in evaluation.
     """
 
+    config: AvaDataConfig
     num_classes: int
     class_names: dict[int, str]
     evaluated_classes: list[int]
-
-    def __init__(self, config: AvaDataConfig, model_config: ModelConfig) -> None:
-        super().__init__(config, model_config)
-        self.config = config
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the annotations, once.
