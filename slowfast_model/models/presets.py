@@ -17,8 +17,8 @@ from slowfast_model.models.config import (
 )
 
 RESNET_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-# Only this many first blocks of a stage have temporal kernels, however deep it is. The paper's text does not say so, but
-# no other number gives the cost of its R101 networks; PySlowFast calls it R101_50_50.
+# Only this many first blocks of a stage have temporal kernels, however deep it is. The paper does not say so, but no
+# other number gives the cost of its R101 networks; PySlowFast calls it R101_50_50.
 TEMPORAL_BLOCKS = (3, 4, 6, 3)
 R50_NON_LOCAL = {"res3": NonLocalConfig((1, 3)), "res4": NonLocalConfig((1, 3, 5))}  # PySlowFast's
 R101_NON_LOCAL = {"res4": NonLocalConfig((6, 13, 20), pool=(2, 2, 2))}  # in res4 only, as in the paper
