@@ -55,26 +55,33 @@ using slowfast::TensorView;
 using Released = py::call_guard<py::gil_scoped_release>;
 
 // A clip's geometry is (resized height, resized width, top, left).
+std::vector<slowfast::GatherFramesClip> gather_frames_clips(const std::vector<TensorView>& frames,
+                                                            const std::vector<std::array<int64_t, 4>>& geometry,
+                                                            const std::vector<bool>& flip, const TensorView& fast) {
+  SF_CHECK(frames.size() == geometry.size() && frames.size() == flip.size() &&
+               static_cast<int64_t>(frames.size()) == fast.size(0),
+           "gather_frames: one geometry and one flip for each clip");
+  std::vector<slowfast::GatherFramesClip> clips;
+  for (size_t n = 0; n < frames.size(); ++n) {
+    const auto& g = geometry[n];
+    clips.push_back({frames[n], g[0], g[1], g[2], g[3], flip[n]});
+  }
+  return clips;
+}
+
 void bind_gather_frames(py::module_& m) {
+  using Doubles = std::array<double, 3>;
   m.def(
       "gather_frames_cpu",
       [](const std::vector<TensorView>& frames, const std::vector<std::array<int64_t, 4>>& geometry,
-         const std::vector<bool>& flip, TensorView indices, TensorView slow_positions, TensorView slow, TensorView fast,
-         std::array<double, 3> mean, std::array<double, 3> std, bool antialias, TensorView firsts, TensorView weights,
-         TensorView rows) {
-        SF_CHECK(frames.size() == geometry.size() && frames.size() == flip.size() &&
-                     static_cast<int64_t>(frames.size()) == fast.size(0),
-                 "gather_frames: one geometry and one flip for each clip");
-        std::vector<slowfast::GatherFramesClip> clips;
-        for (size_t n = 0; n < frames.size(); ++n) {
-          const auto& g = geometry[n];
-          clips.push_back({frames[n], g[0], g[1], g[2], g[3], flip[n]});
-        }
+         const std::vector<bool>& flip, TensorView indices, TensorView slow, TensorView fast, bool linspace,
+         Doubles mean, Doubles std, bool antialias, TensorView firsts, TensorView weights, TensorView rows) {
+        const auto clips = gather_frames_clips(frames, geometry, flip, fast);
         slowfast::gather_frames_cpu({clips.data(),
                                      indices,
-                                     slow_positions,
                                      slow,
                                      fast,
+                                     linspace,
                                      {mean[0], mean[1], mean[2]},
                                      {std[0], std[1], std[2]},
                                      antialias,
@@ -83,6 +90,28 @@ void bind_gather_frames(py::module_& m) {
                                      rows});
       },
       Released());
+#if defined(SLOWFAST_WITH_CUDA)
+  m.def(
+      "gather_frames_cuda",
+      [](const std::vector<TensorView>& frames, const std::vector<std::array<int64_t, 4>>& geometry,
+         const std::vector<bool>& flip, TensorView indices, TensorView slow, TensorView fast, bool linspace,
+         Doubles mean, Doubles std, bool antialias, int device, uintptr_t stream) {
+        const auto clips = gather_frames_clips(frames, geometry, flip, fast);
+        slowfast::gather_frames_cuda({clips.data(),
+                                      indices,
+                                      slow,
+                                      fast,
+                                      linspace,
+                                      {mean[0], mean[1], mean[2]},
+                                      {std[0], std[1], std[2]},
+                                      antialias,
+                                      {},
+                                      {},
+                                      {}},
+                                     device, reinterpret_cast<void*>(stream));
+      },
+      Released());
+#endif
 }
 
 // (bins, spatial_scale, temporal_scale, sampling_ratio, aligned, pool), as slowfast_ops/roi_align_3d/native.py makes
@@ -111,6 +140,19 @@ void bind_roi_align_3d(py::module_& m) {
       const py::gil_scoped_release released;
       kernel(params, num_threads);
     });
+#if defined(SLOWFAST_WITH_CUDA)
+  m.def("roi_align_3d_workspace_bytes_cuda", [](TensorView features, TensorView rois, const py::tuple& options) {
+    return slowfast::roi_align_3d_workspace_bytes_cuda({features, rois, {}, {}, {}, roi_align_3d_options(options)});
+  });
+  for (const auto& [name, kernel] : {std::pair{"roi_align_3d_forward_cuda", &slowfast::roi_align_3d_forward_cuda},
+                                     std::pair{"roi_align_3d_backward_cuda", &slowfast::roi_align_3d_backward_cuda}})
+    m.def(name, [kernel = kernel](TensorView features, TensorView rois, TensorView output, TensorView argmax,
+                                  TensorView workspace, const py::tuple& options, int device, uintptr_t stream) {
+      const slowfast::RoIAlign3DParams params{features, rois, output, argmax, workspace, roi_align_3d_options(options)};
+      const py::gil_scoped_release released;
+      kernel(params, device, reinterpret_cast<void*>(stream));
+    });
+#endif
 }
 
 void bind_temporal_gather(py::module_& m) {

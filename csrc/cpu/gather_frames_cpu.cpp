@@ -34,7 +34,7 @@ struct Tables {
 };
 
 template <typename A>
-void fill_axis(const ResizeAxis& axis, int64_t begin, int64_t count, bool flip, int64_t* first, A* weights) {
+void fill_axis(const ResizeAxis<int64_t>& axis, int64_t begin, int64_t count, bool flip, int64_t* first, A* weights) {
   const int64_t taps = axis.taps();
   for (int64_t i = 0; i < count; ++i) {
     const int64_t position = begin + (flip ? count - 1 - i : i);
@@ -47,11 +47,11 @@ void fill_axis(const ResizeAxis& axis, int64_t begin, int64_t count, bool flip, 
   }
 }
 
-ResizeAxis vertical_axis(const GatherFramesParams& p, const GatherFramesClip& clip) {
+ResizeAxis<int64_t> vertical_axis(const GatherFramesParams& p, const GatherFramesClip& clip) {
   return {clip.frames.size(1), clip.resized_height, p.antialias};
 }
 
-ResizeAxis horizontal_axis(const GatherFramesParams& p, const GatherFramesClip& clip) {
+ResizeAxis<int64_t> horizontal_axis(const GatherFramesParams& p, const GatherFramesClip& clip) {
   return {clip.frames.size(2), clip.resized_width, p.antialias};
 }
 
@@ -210,26 +210,8 @@ SF_INLINE void mix_columns(const A* mixed, const Tables<A>& tables, vector_t<A> 
 }
 
 template <typename T>
-SF_INLINE T cast(float value) {
-  if constexpr (std::is_same_v<T, uint8_t>) {
-    // In [0, 255] by construction. Adding 2^23 rounds to the nearest integer, to even on a tie.
-    const float shifted = value + 8388608.0f;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, sizeof(bits));
-    return static_cast<uint8_t>(bits);
-  } else {
-    return T(value);
-  }
-}
-
-template <typename T>
-SF_INLINE T cast(double value) {
-  return static_cast<T>(value);
-}
-
-template <typename T>
 SF_INLINE void cast_row(const float* SF_RESTRICT source, int64_t count, T* SF_RESTRICT output) {
-  for (int64_t i = 0; i < count; ++i) output[i] = cast<T>(source[i]);
+  for (int64_t i = 0; i < count; ++i) output[i] = to_output<T>(source[i]);
 }
 
 template <typename A, typename T>
@@ -241,15 +223,15 @@ SF_INLINE void plain_row(const uint8_t* SF_RESTRICT source, vector_t<A> scale, v
   T* SF_RESTRICT blue = output[2];
   if (planar) {
     for (int64_t x = 0; x < count; ++x) {
-      red[x] = cast<T>(static_cast<A>(source[3 * x]) * s0 + b0);
-      green[x] = cast<T>(static_cast<A>(source[3 * x + 1]) * s1 + b1);
-      blue[x] = cast<T>(static_cast<A>(source[3 * x + 2]) * s2 + b2);
+      red[x] = to_output<T>(static_cast<A>(source[3 * x]) * s0 + b0);
+      green[x] = to_output<T>(static_cast<A>(source[3 * x + 1]) * s1 + b1);
+      blue[x] = to_output<T>(static_cast<A>(source[3 * x + 2]) * s2 + b2);
     }
   } else {
     for (int64_t x = 0; x < count; ++x) {
-      red[3 * x] = cast<T>(static_cast<A>(source[3 * x]) * s0 + b0);
-      red[3 * x + 1] = cast<T>(static_cast<A>(source[3 * x + 1]) * s1 + b1);
-      red[3 * x + 2] = cast<T>(static_cast<A>(source[3 * x + 2]) * s2 + b2);
+      red[3 * x] = to_output<T>(static_cast<A>(source[3 * x]) * s0 + b0);
+      red[3 * x + 1] = to_output<T>(static_cast<A>(source[3 * x + 1]) * s1 + b1);
+      red[3 * x + 2] = to_output<T>(static_cast<A>(source[3 * x + 2]) * s2 + b2);
     }
   }
 }
@@ -261,8 +243,6 @@ SF_INLINE void make_rows(const GatherFramesParams& p, int64_t slot) {
   const int64_t frames = fast.size(2), h = fast.size(3), w = fast.size(4);
   const int64_t slots = p.rows.size(0), units = fast.size(0) * frames * h;
   const bool planar = fast.stride(4) == 1;
-  const int64_t* slow_begin = p.slow_positions.as<const int64_t>();
-  const int64_t* slow_end = slow_begin + p.slow_positions.size(0);
 
   vector_t<A> scale{1, 1, 1, 0}, shift{0, 0, 0, 0};
   if constexpr (!std::is_same_v<T, uint8_t>) {
@@ -318,9 +298,9 @@ SF_INLINE void make_rows(const GatherFramesParams& p, int64_t slot) {
       }
     }
 
-    const int64_t* found = std::lower_bound(slow_begin, slow_end, t);
-    if (found == slow_end || *found != t) continue;
-    T* copy = slow.as<T>() + n * slow.stride(0) + (found - slow_begin) * slow.stride(2) + y * slow.stride(3);
+    const int64_t slow_t = slow_frame_of(t, frames, slow.size(2), p.linspace);
+    if (slow_t < 0) continue;
+    T* copy = slow.as<T>() + n * slow.stride(0) + slow_t * slow.stride(2) + y * slow.stride(3);
     for (int c = 0; c < (planar ? 3 : 1); ++c)
       std::memcpy(copy + c * slow.stride(1), output[c], (planar ? w : 3 * w) * sizeof(T));
   }

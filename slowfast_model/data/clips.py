@@ -42,6 +42,7 @@ class DataConfig:
         cache_megabytes: memory for whole decoded videos, per process that reads and per data set (training,
             validation). Videos that fit are decoded once: worth it for sets of a few short videos that are read many
             times, and only for them. 0: none.
+        max_bad_share: the run stops when more than this share of the clips that were tried could not be read.
     """
 
     root: str
@@ -53,13 +54,15 @@ class DataConfig:
     test_short_side: int | None = None
     slow_sampling: Literal["linspace", "stride"] = "linspace"
     cache_megabytes: int = 0
+    max_bad_share: float = 0.25
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", 0), ("cache_megabytes", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"data.{name} is {getattr(self, name)}: expected {least} or more")
-        if not 0 <= self.flip_probability <= 1:
-            raise InputError(f"data.flip_probability is {self.flip_probability}: expected a number from 0 to 1")
+        for name in ("flip_probability", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"data.{name} is {getattr(self, name)}: expected a number from 0 to 1")
         if self.slow_sampling not in ("linspace", "stride"):
             raise InputError(f"data.slow_sampling is {self.slow_sampling!r}: expected 'linspace' or 'stride'")
 

@@ -1,14 +1,12 @@
-"""Kinetics and data sets in its form: lists of ``path label`` rows, one action per video."""
+"""Kinetics and data sets in its form: videos with one action each, in a list or in a folder per class."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
@@ -25,13 +23,16 @@ from slowfast_model.data.sampling import (
 )
 from slowfast_model.data.video import Frames
 from slowfast_model.data.video_cache import VideoCache
+from slowfast_model.data.video_list import VideoList, class_folders
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig
 
 
 @dataclass
 class KineticsDataConfig(DataConfig):
-    """A data set of ``<root>/train.csv`` and ``val.csv``; paths in them are relative to the root or to its ``videos``.
+    """A data set of ``<root>/train.csv`` and ``val.csv`` (see `VideoList.from_file`), or ``<root>/train/<class>/*``.
+
+    Paths in a list are relative to the list, to the root, or to its ``videos``.
 
     Attributes:
         temporal_views: clips per video in testing, spread evenly over it.
@@ -43,7 +44,8 @@ class KineticsDataConfig(DataConfig):
         num_classes: outputs of the model; default the number of class names, else the highest label plus one.
         train_list, val_list, test_list, label_map: files that have other names than ``train.csv``, ``val.csv``,
             ``test.csv`` (else the validation list) and ``*label_map*.txt`` (class names, a line each; not needed),
-            relative to the root.
+            relative to the root. Where a list is not there, a folder of its name without the extension takes its place:
+            videos in one folder per class, labelled in the order of the training folder's (or the label map's) names.
     """
 
     temporal_views: int = 10
@@ -63,50 +65,6 @@ class KineticsDataConfig(DataConfig):
                 raise InputError(f"data.{name} is {getattr(self, name)}: expected 1 or more")
         if self.target_fps is not None and not self.target_fps > 0:
             raise InputError(f"data.target_fps is {self.target_fps}: expected frames per second, or null")
-
-
-class VideoList:
-    """Paths and labels of a ``path label`` file, in flat memory: half a million rows cost no Python objects.
-
-    Blank lines are skipped; the label is what follows the last space or comma, so that paths may contain both.
-
-    Raises:
-        InputError: the file cannot be read, is empty, or has a malformed row; file and line are named.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
-        names: list[bytes] = []
-        labels: list[int] = []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            name, label = _split_row(line)
-            if not name or not label.isdecimal():
-                raise InputError(f"{path}:{number}: expected 'path label' with a label of 0 or more, got {line[:80]!r}")
-            names.append(os.fsencode(name))
-            labels.append(int(label))
-        if not names:
-            raise InputError(f"{path}: the list is empty")
-        self.labels: npt.NDArray[np.int64] = np.array(labels, np.int64)
-        self._names = b"".join(names)
-        self._offsets = np.cumsum([0, *map(len, names)])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, row: int) -> str:
-        """The path in a row, as it is written there."""
-        return os.fsdecode(self._names[self._offsets[row] : self._offsets[row + 1]])
-
-
-def _split_row(line: str) -> tuple[str, str]:
-    line = line.strip()
-    cut = max(line.rfind(separator) for separator in " ,\t")
-    return line[: max(cut, 0)].rstrip(" ,\t").strip('"'), line[cut + 1 :]
 
 
 @dataclass
@@ -179,8 +137,8 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
     def locate(self, row: int) -> Path:
         """The video file of a row."""
         root, name = Path(self.config.root), self.videos.path(row)
-        path = root / name  # `name` itself if it is absolute
-        return path if path.exists() else root / "videos" / name
+        places = [folder / name for folder in (self.videos.folder, root, root / "videos")]  # `name` if it is absolute
+        return next((path for path in places if path.exists()), places[-1])
 
     def collate(self, samples: list[Sample[KineticsTarget]]) -> dict[str, Any]:
         """A batch of the data module; see `KineticsDataModule`."""
@@ -212,12 +170,9 @@ class KineticsDataModule(ClipDataModule):
         class_names: label -> name, for all labels.
     """
 
+    config: KineticsDataConfig
     num_classes: int
     class_names: dict[int, str]
-
-    def __init__(self, config: KineticsDataConfig, model_config: ModelConfig) -> None:
-        super().__init__(config, model_config)
-        self.config = config
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the lists, once.
@@ -228,14 +183,14 @@ class KineticsDataModule(ClipDataModule):
         if hasattr(self, "train_data"):
             return
         config, root = self.config, Path(self.config.root)
-        test_list = root / (config.test_list or "test.csv")
-        if config.test_list is None and not test_list.exists():
-            test_list = root / config.val_list
-        lists = {
-            path: VideoList(path)
-            for path in dict.fromkeys((root / config.train_list, root / config.val_list, test_list))
-        }
+        train, val = _list_or_folder(root / config.train_list), _list_or_folder(root / config.val_list)
+        test = _list_or_folder(root / (config.test_list or "test.csv"))
+        if config.test_list is None and not test.exists():
+            test = val
         names = self._read_class_names()
+        if not names and train.is_dir():
+            names = dict(enumerate(class_folders(train)))
+        lists = {path: _read_videos(path, list(names.values())) for path in dict.fromkeys((train, val, test))}
         highest = {path: int(videos.labels.max()) for path, videos in lists.items()}
         self.num_classes = config.num_classes or len(names) or max(highest.values()) + 1
         for path, label in highest.items():
@@ -246,9 +201,9 @@ class KineticsDataModule(ClipDataModule):
         def dataset(path: Path, views: tuple[int, int] | None, to_end: bool) -> KineticsDataset:
             return KineticsDataset(lists[path], config, self.model_config, views, to_end)
 
-        self.train_data = dataset(root / config.train_list, None, False)
-        self.val_data = dataset(root / config.val_list, (1, 1), True)
-        self.test_data = dataset(test_list, (config.temporal_views, config.spatial_views), config.views_to_end)
+        self.train_data = dataset(train, None, False)
+        self.val_data = dataset(val, (1, 1), True)
+        self.test_data = dataset(test, (config.temporal_views, config.spatial_views), config.views_to_end)
 
     def _read_class_names(self) -> dict[int, str]:
         root = Path(self.config.root)
@@ -281,3 +236,16 @@ class KineticsDataModule(ClipDataModule):
             f"Kinetics format, train {len(self.train_data.videos)} videos; val {len(self.val_data.videos)}; "
             f"test {len(self.test_data.videos)} x {views} views; {self.num_classes} classes"
         )
+
+
+def _list_or_folder(path: Path) -> Path:
+    folder = path.with_suffix("")
+    return folder if folder.is_dir() and not path.exists() else path
+
+
+def _read_videos(path: Path, class_names: list[str]) -> VideoList:
+    if not path.is_dir():
+        return VideoList.from_file(path)
+    if not class_names:
+        raise InputError(f"{path}: a folder per class needs the classes' names, of the training folder or a label map")
+    return VideoList.from_folders(path, class_names)

@@ -147,17 +147,19 @@ class ClipDataModule(LightningDataModule):
         train_data: the training clips.
     """
 
+    config: Any  # the DataConfig of the data set
     train_data: ClipDataset
 
     def __init__(self, config: DataConfig, model_config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.model_config = model_config
         config.train_short_side(model_config.crop_size)  # to hear of a wrong one now and not from a worker
         config.eval_short_side(model_config.crop_size)
-        self._loading = config.batch_size, config.num_workers, config.seed
 
     def train_dataloader(self) -> TrainLoader:
-        return TrainLoader(self.train_data, *self._loading, self.train_data.collate)
+        config = self.config
+        return TrainLoader(self.train_data, config.batch_size, config.num_workers, config.seed, self.train_data.collate)
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         require_clips(batch, training=bool(self.trainer and self.trainer.training))

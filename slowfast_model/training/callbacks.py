@@ -219,8 +219,14 @@ class CheckpointFiles(pl.Callback):
         os.replace(copy, self.folder / "best.ckpt")
 
 
+_ENOUGH_CLIPS = 50
+
+
 class BadVideosFile(pl.Callback):
     """Lists the videos that could not be read in bad_videos.csv: path, reason and how many clips were replaced.
+
+    Stops the run when they are too large a share (``data.max_bad_share``) of all clips. The share is looked at once
+    `_ENOUGH_CLIPS` were tried: a few bad videos at the start say little.
 
     Args:
         path: the file; it appears with the first bad video.
@@ -228,19 +234,41 @@ class BadVideosFile(pl.Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._max_share = 1.0  # of clips that cannot be read; the data set's own from `setup` on
         self._counts: dict[tuple[str, str], int] = {}
         self._written: dict[tuple[str, str], int] = {}
+        self._clips_read = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._max_share = trainer.datamodule.config.max_bad_share  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"counts": [[path, reason, count] for (path, reason), count in self._counts.items()]}
+        counts = [[path, reason, count] for (path, reason), count in self._counts.items()]
+        return {"counts": counts, "clips_read": self._clips_read}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._counts = {(path, reason): count for path, reason, count in state_dict["counts"]}
+        self._clips_read = state_dict["clips_read"]
 
     def add(self, batch: dict[str, Any]) -> None:
+        """Counts the clips of a batch.
+
+        Raises:
+            InputError: too large a share of all clips could not be read.
+        """
+        self._clips_read += len(batch["pathways"][0])
         for path, reason in batch["bad_videos"]:
             key = str(path), " ".join(str(reason).split())
             self._counts[key] = self._counts.get(key, 0) + 1
+        bad = sum(self._counts.values())
+        tried = bad + self._clips_read
+        if tried >= _ENOUGH_CLIPS and bad > self._max_share * tried:
+            self.write()
+            path, reason = next(reversed(self._counts))
+            raise InputError(
+                f"{bad} of {tried} clips could not be read, more than data.max_bad_share={self._max_share}; all are in "
+                f"{self.path}, the last is {path}: {reason}"
+            )
 
     @property
     def num_videos(self) -> int:
@@ -249,6 +277,7 @@ class BadVideosFile(pl.Callback):
     def write(self) -> None:
         if not self._counts:
             return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")

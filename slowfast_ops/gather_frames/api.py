@@ -13,7 +13,7 @@ from slowfast_ops.backends import OpBackends
 from slowfast_ops.gather_frames import ops, reference
 from slowfast_ops.temporal_gather.api import check_slow_sampling
 
-BACKENDS = OpBackends("gather_frames", cpu=True)
+BACKENDS = OpBackends("gather_frames", cpu=True, cuda=True, triton=True)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8)
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -70,7 +70,8 @@ def gather_frames(
         ValueError: a wrong dtype or shape; no indices, an index outside its clip, or a number of them that `alpha`
             does not divide; a crop that is not inside the resized frame; clips that come out at different sizes.
             (Indices are checked for CPU tensors; on a GPU they are clamped into the clip, since looking would stall
-            the stream.)
+            the stream. There, a CUDA graph can capture a call whose indices are on the GPU as well; it reads the same
+            frames with the same resizing, crop and flip at every replay.)
     """
     clips, single = _clips(frames)
     indices = _indices(indices, clips)
@@ -87,7 +88,7 @@ def gather_frames(
     if memory_format not in MEMORY_FORMATS:
         raise ValueError(f"memory_format={memory_format}: expected contiguous_format or channels_last_3d")
     backend = BACKENDS.select(clips[0] if clips else indices.new_empty(0, dtype=torch.uint8))
-    run = reference.gather_frames if backend == "reference" else ops.gather_frames
+    run = {"reference": reference.gather_frames, "triton": ops.gather_frames_triton}.get(backend, ops.gather_frames)
     slow, fast = run(
         clips, indices, geometry, size, flips, alpha, slow_sampling, mean, std, dtype, memory_format, antialias
     )
@@ -154,11 +155,9 @@ def _indices(indices: Any, clips: list[Tensor]) -> Tensor:
         raise ValueError(f"indices has {indices.shape[0]} rows for {len(clips)} clips")
     if not clips:
         return indices
-    if indices.device != clips[0].device:
-        indices = indices.to(clips[0].device)
-    if indices.device.type != "cpu":
-        last = torch.tensor([[clip.shape[0] - 1] for clip in clips], device=indices.device)
-        return indices.clamp(min=0).minimum(last)
+    if clips[0].device.type != "cpu":
+        return indices.to(clips[0].device, non_blocking=True)
+    indices = indices.to("cpu")
     if not torch.compiler.is_compiling():  # a compiler has no values: the kernel checks them as it runs
         lengths = torch.tensor([[clip.shape[0]] for clip in clips])
         outside = (indices < 0) | (indices >= lengths)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slowfast_ops._native import allocate, library, num_threads, view
-from slowfast_ops.temporal_gather.api import slow_frame_indices
+from slowfast_ops._native import allocate, cuda_place, library, num_threads, view
 
 MIN_PIXELS_PER_THREAD = 16384  # waking a thread costs about as much as this many pixels
 
@@ -18,6 +17,27 @@ def _taps(source: int, resized: int, antialias: bool) -> int:
     if source == resized:
         return 1
     return -(-2 * max(source if antialias else 0, resized) // resized)
+
+
+def outputs(
+    clips: Sequence[Tensor],
+    indices: Tensor,
+    size: Sequence[int],
+    alpha: int,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> tuple[Tensor, Tensor]:
+    """Memory for (slow, fast). slow has no frames for alpha = 1, where fast is both pathways."""
+    n, frames, (h, w) = len(clips), indices.shape[1], size
+    slow_frames = frames // alpha if alpha > 1 else 0
+    slow = allocate((n, 3, slow_frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
+    fast = allocate((n, 3, frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
+    return slow, fast
+
+
+def windows_of(geometry: Sequence[int]) -> list[tuple[int, ...]]:
+    """(resized height, resized width, top, left) of each clip."""
+    return [tuple(geometry[i : i + 4]) for i in range(0, len(geometry), 4)]
 
 
 def forward_cpu(
@@ -34,13 +54,9 @@ def forward_cpu(
     memory_format: torch.memory_format,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
+    slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
     n, frames, (h, w) = len(clips), indices.shape[1], size
-    fast = allocate((n, 3, frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
-    slow_frames = frames // alpha if alpha > 1 else 0
-    slow = allocate((n, 3, slow_frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
-    positions = slow_frame_indices(frames, alpha, slow_sampling) if slow_frames else indices.new_empty(0)
-
-    windows = [tuple(geometry[4 * i : 4 * i + 4]) for i in range(n)]
+    windows = windows_of(geometry)
     shapes = [
         (clip.shape[1], clip.shape[2], height, width)
         for clip, (height, width, _, _) in zip(clips, windows, strict=True)
@@ -58,14 +74,45 @@ def forward_cpu(
         windows,
         flip,
         view(indices),
-        view(positions),
         view(slow),
         view(fast),
+        slow_sampling == "linspace",
         mean,
         std,
         antialias,
         view(firsts),
         view(weights),
         view(rows),
+    )
+    return slow, fast
+
+
+def forward_cuda(
+    clips: Sequence[Tensor],
+    indices: Tensor,
+    geometry: Sequence[int],
+    size: Sequence[int],
+    flip: Sequence[bool],
+    alpha: int,
+    slow_sampling: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    antialias: bool,
+) -> tuple[Tensor, Tensor]:
+    slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
+    library().gather_frames_cuda(
+        [view(clip) for clip in clips],
+        windows_of(geometry),
+        flip,
+        view(indices),
+        view(slow),
+        view(fast),
+        slow_sampling == "linspace",
+        mean,
+        std,
+        antialias,
+        *cuda_place(indices),
     )
     return slow, fast

@@ -1,14 +1,17 @@
-"""torch.ops.slowfast.gather_frames: schema and fake kernel. It has no gradient, since frames are uint8."""
+"""torch.ops.slowfast.gather_frames: schema and fake kernel; and the same op on Triton.
+
+It has no gradient, since frames are uint8.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slowfast_ops._library import define
-from slowfast_ops._native import allocate
 from slowfast_ops.gather_frames import native
 
 
@@ -26,19 +29,21 @@ def _fake(
     memory_format: torch.memory_format,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
-    n, frames, (h, w) = len(clips), indices.shape[1], size
-    slow_frames = frames // alpha if alpha > 1 else 0
-    slow = allocate((n, 3, slow_frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
-    fast = allocate((n, 3, frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
-    return slow, fast
+    return native.outputs(clips, indices, size, alpha, dtype, memory_format)
+
+
+def _triton_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from slowfast_ops.gather_frames import triton
+
+    return triton.forward(*arguments)
 
 
 # clips: uint8 [T_i, H_i, W_i, 3]; indices: int64 [N, T']; geometry: (resized height, resized width, top, left) of each
 # clip, flat; size: (h, w) of the outputs. slow is empty for alpha = 1, where fast is both pathways.
-gather_frames = define(
-    "gather_frames(Tensor[] clips, Tensor indices, SymInt[] geometry, SymInt[] size, bool[] flip, SymInt alpha, "
+SCHEMA = (
+    "(Tensor[] clips, Tensor indices, SymInt[] geometry, SymInt[] size, bool[] flip, SymInt alpha, "
     "str slow_sampling, float[] mean, float[] std, ScalarType dtype, MemoryFormat memory_format, bool antialias) "
-    "-> (Tensor slow, Tensor fast)",
-    cpu=native.forward_cpu,
-    fake=_fake,
+    "-> (Tensor slow, Tensor fast)"
 )
+gather_frames = define(f"gather_frames{SCHEMA}", cpu=native.forward_cpu, cuda=native.forward_cuda, fake=_fake)
+gather_frames_triton = define(f"gather_frames_triton{SCHEMA}", cpu=_triton_forward, cuda=_triton_forward, fake=_fake)

@@ -34,7 +34,8 @@ def gather_frames(
     fast = torch.empty((len(clips), 3, indices.shape[1], height, width), dtype=dtype, device=indices.device)
     for n, frames in enumerate(clips):
         resized_height, resized_width, top, left = geometry[4 * n : 4 * n + 4]
-        x = frames.index_select(0, indices[n]).permute(0, 3, 1, 2).to(compute)  # [T', 3, H, W]
+        picked = indices[n] if indices.device.type == "cpu" else indices[n].clamp(0, frames.shape[0] - 1)
+        x = frames.index_select(0, picked).permute(0, 3, 1, 2).to(compute)  # [T', 3, H, W]
         x = F.interpolate(
             x, size=(resized_height, resized_width), mode="bilinear", align_corners=False, antialias=antialias
         )

@@ -1,4 +1,4 @@
-"""Kinetics-format data: lists, random clips, the middle clip, all views, damaged videos."""
+"""Kinetics-format data: lists and folders, random clips, the middle clip, all views, damaged videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from slowfast_model.data.kinetics import KineticsDataConfig, KineticsDataModule, VideoList
+from slowfast_model.data.kinetics import KineticsDataConfig, KineticsDataModule
 from slowfast_model.errors import InputError
 from slowfast_model.models import get_preset
 from tests.data.conftest import number_of, write_numbered_video
@@ -46,39 +46,33 @@ def module(root: Path, **options: Any) -> KineticsDataModule:
     return data
 
 
-def test_lists_take_spaces_commas_quotes_and_blank_lines(tmp_path: Path) -> None:
-    path = tmp_path / "list.csv"
-    path.write_text('a.mp4 3\n\nsome folder/b c.mp4 4\r\nd,e.mp4,5\n"f g.mp4", 6\nümlaut.mp4\t7\n', encoding="utf-8")
-    videos = VideoList(path)
-    assert videos.labels.tolist() == [3, 4, 5, 6, 7]
-    names = [videos.path(row) for row in range(len(videos))]
-    assert names == ["a.mp4", "some folder/b c.mp4", "d,e.mp4", "f g.mp4", "ümlaut.mp4"]
+def test_a_folder_per_class_takes_the_place_of_a_list(made_root: Path, tmp_path: Path) -> None:
+    for place in ("train/walk/a.mp4", "train/run/deep/b.MKV", "train/run/c.mp4", "val/walk/d.mp4"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made_root / "videos" / "a.mp4", tmp_path / place)
+    (tmp_path / "train" / "run" / "notes.txt").write_text("no video")
+    (tmp_path / "train" / ".cache").mkdir()
+    data = module(tmp_path)
+    assert data.class_names == {0: "run", 1: "walk"}
+    assert [data.train_data.videos.path(row) for row in range(3)] == ["run/c.mp4", "run/deep/b.MKV", "walk/a.mp4"]
+    assert data.train_data.videos.labels.tolist() == [0, 0, 1]
+    assert data.train_data.locate(2) == tmp_path / "train" / "walk" / "a.mp4"
+    assert data.val_data[0].target.label == 1
+    assert number_of(data.val_data[0].clip[0][0]) == 22
+    (tmp_path / "val" / "swim").mkdir()
+    with pytest.raises(InputError, match=r"val/swim: no class has the name of this folder"):
+        module(tmp_path)
+    shutil.rmtree(tmp_path / "val")
+    (tmp_path / "val" / "run").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"val: no folder in it has a video \(a file in \.3gp, "):
+        module(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a.mp4 1\nb.mp4\n", r"list\.csv:2: expected 'path label' .* got 'b\.mp4'"),
-        ("a.mp4 1\nb.mp4 -1\n", r"list\.csv:2: "),
-        ("a.mp4 one\n", r"list\.csv:1: .* got 'a\.mp4 one'"),
-        ("12\n", r"list\.csv:1: "),
-        ("\n \n", r"list\.csv: the list is empty"),
-    ],
-)
-def test_malformed_lists_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "list.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        VideoList(tmp_path / "list.csv")
-
-
-def test_a_large_list_takes_little_memory(tmp_path: Path) -> None:
-    count = 100_000
-    path = tmp_path / "list.csv"
-    path.write_text("".join(f"videos/class_{n % 400}/video_{n:06d}.mp4 {n % 400}\n" for n in range(count)))
-    videos = VideoList(path)
-    assert videos.path(77_777) == "videos/class_177/video_077777.mp4"
-    assert videos.labels[77_777] == 177
-    assert len(videos._names) + videos._offsets.nbytes + videos.labels.nbytes < 100 * count
+def test_paths_may_be_relative_to_the_list(made_root: Path) -> None:
+    (made_root / "lists").mkdir()
+    (made_root / "lists" / "some.csv").write_text("../videos/a.mp4 1\nb c.mkv 0\nnowhere.mp4 0\n")
+    data = module(made_root, train_list="lists/some.csv").train_data
+    assert [data.locate(row).exists() for row in range(3)] == [True, True, False]
 
 
 def test_random_clips_are_somewhere_in_the_video(root: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from slowfast_ops import GatherFrames, _native, gather_frames, slow_frame_indices, use_backend
 from slowfast_ops.gather_frames import native, ops
+from tests.ops.op_tester import Target, only_on_a_gpu
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -33,13 +34,13 @@ def strided(frames: Tensor, strides: str) -> Tensor:
     """The same frames in memory as decoders and other libraries leave them."""
     t, h, w, _ = frames.shape
     if strides == "padded rows":
-        result = torch.zeros(t, h, w + 5, 3, dtype=torch.uint8)[:, :, :w]
+        result = frames.new_zeros(t, h, w + 5, 3)[:, :, :w]
     elif strides == "planes":
-        result = torch.zeros(t, 3, h, w, dtype=torch.uint8).permute(0, 2, 3, 1)
+        result = frames.new_zeros(t, 3, h, w).permute(0, 2, 3, 1)
     elif strides == "four channels":
-        result = torch.zeros(t, h, w, 4, dtype=torch.uint8)[..., :3]
+        result = frames.new_zeros(t, h, w, 4)[..., :3]
     elif strides == "every other frame and pixel":
-        result = torch.zeros(2 * t, h, 2 * w, 3, dtype=torch.uint8)[::2, :, ::2]
+        result = frames.new_zeros(2 * t, h, 2 * w, 3)[::2, :, ::2]
     else:
         result = torch.zeros_like(frames)
     return result.copy_(frames)
@@ -53,10 +54,11 @@ def float64_reference(frames: Any, **options: Any) -> tuple[Tensor, Tensor]:
         return gather_frames(frames, **{**options, "dtype": torch.float64})
 
 
-def assert_right(frames: Any, **options: Any) -> None:
+def assert_right(frames: Any, target: Target | None = None, **options: Any) -> None:
     """For every dtype: as accurate as it says, in the memory format asked for, the slow frames being fast frames."""
-    with use_backend("cpu"):
-        results = {dtype: gather_frames(frames, dtype=dtype, **options) for dtype in (*FLOAT_DTYPES, torch.uint8)}
+    dtypes = FLOAT_DTYPES if target is None else target.dtypes
+    with use_backend("cpu" if target is None else target.backend):
+        results = {dtype: gather_frames(frames, dtype=dtype, **options) for dtype in (*dtypes, torch.uint8)}
     exact = float64_reference(frames, **options)[1]
     grey = float64_reference(frames, **{**options, **IN_GREY_LEVELS})[1]
     memory_format = options.get("memory_format", torch.contiguous_format)
@@ -75,7 +77,7 @@ def assert_right(frames: Any, **options: Any) -> None:
             error = (fast.double() - exact).abs().max()
             assert error <= RELATIVE_ERROR[dtype] * largest, (dtype, error)
         positions = slow_frame_indices(fast.shape[-3], options["alpha"], options.get("slow_sampling", "linspace"))
-        assert torch.equal(slow, fast[..., positions, :, :])
+        assert torch.equal(slow, fast[..., positions.to(fast.device), :, :])
         assert slow.data_ptr() != fast.data_ptr() or options["alpha"] == 1
 
 
@@ -147,6 +149,116 @@ def test_equals_the_float_pipeline_of_pytorch(antialias):
     )
     torch.testing.assert_close(fast.double(), x, atol=2e-6, rtol=0)
     torch.testing.assert_close(slow.double(), x[:, [0, 7]], atol=2e-6, rtol=0)
+
+
+WINDOW = {"resize": (23, 29), "crop": (4, 3, 11, 13)}
+# What each path of the GPU kernels is for, as small as it can be: (shapes of the clips, memory layouts, options).
+CASES: dict[str, tuple[list, list, dict]] = {
+    "clips of different sizes": (
+        [(4, 12, 15, 3), (2, 25, 9, 3), (3, 11, 13, 3)],
+        ["dense", "padded rows", "every other frame and pixel"],
+        {
+            "indices": [[3, 0, 1, 1], [1, 0, 0, 1], [2, 1, 0, 2]],
+            "alpha": 2,
+            "resize": [(14, 18), (23, 29), None],
+            "crop": [(2, 5, 11, 13), (4, 3, 11, 13), None],
+            "flip": [True, False, True],
+        },
+    ),
+    "planes": ([(2, 12, 15, 3)], ["planes"], {"indices": [1, 0], "alpha": 2, "slow_sampling": "stride", **WINDOW}),
+    "four channels": ([(2, 12, 15, 3)], ["four channels"], {"indices": [[1, 0]], "alpha": 1, "flip": True, **WINDOW}),
+    "rows that line up": (
+        [(3, 10, 40, 3)],
+        ["dense"],
+        {"indices": [[2, 0]], "alpha": 2, "resize": (12, 44), "crop": (1, 2, 10, 32), "flip": True},
+    ),
+    "not resized": ([(2, 9, 37, 3)], ["dense"], {"indices": [[1, 1, 0]], "alpha": 3, "crop": (0, 0, 9, 37)}),
+    "one axis": ([(1, 9, 16, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (9, 24)}),
+    "wider than one block": ([(1, 2, 500, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (2, 700)}),
+    "shrunk to a few pixels": ([(1, 3, 9000, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (2, 9)}),
+    "too wide for shared memory": ([(1, 2, 20000, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (1, 8)}),
+    "antialias": (
+        [(2, 9, 14, 3), (2, 4, 5, 3)],
+        ["dense", "planes"],
+        {"indices": [[1, 0], [0, 1]], "alpha": 2, "resize": (4, 6), "flip": [True, False], "antialias": True},
+    ),
+    "antialias, not resized": ([(1, 3, 4, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "antialias": True}),
+    "more clips than one launch takes": (
+        [(2, 2, 3, 3)] * 33,
+        ["dense"] * 33,
+        {"indices": [[n % 2] for n in range(33)], "alpha": 1, "flip": [n % 3 == 0 for n in range(33)]},
+    ),
+}
+
+
+def clips_of(case: str, device: str) -> list[Tensor]:
+    shapes, layouts, _ = CASES[case]
+    return [
+        strided(random_frames(*shape, seed=n).to(device), layout)
+        for n, (shape, layout) in enumerate(zip(shapes, layouts, strict=True))
+    ]
+
+
+class TestOnEveryTarget:
+    """The cases on every backend and stand-in for a GPU, as OpTester does it for ops of floating-point tensors."""
+
+    op = "gather_frames"
+
+    @pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
+    @pytest.mark.parametrize("case", CASES)
+    def test_matches_reference(self, case: str, memory_format: torch.memory_format, target: Target) -> None:
+        normalisation = {"mean": (0.4, 0.45, 0.5), "std": (0.2, 0.225, 0.25)}
+        options = {"memory_format": memory_format, **normalisation, **CASES[case][2]}
+        assert_right(clips_of(case, target.device), target, **options)
+
+    def test_indices_outside_are_clamped_on_a_gpu(self, target: Target) -> None:
+        """And an error on the CPU; called without api.py, which checks what is on the CPU."""
+        frames = random_frames(3, 4, 5, 3).to(target.device)
+        rest = [[4, 5, 0, 0], [4, 5], [False], 1, "linspace", [0.0] * 3, [1 / 255] * 3, torch.float32]
+        rest += [torch.contiguous_format, False]
+        op = ops.gather_frames_triton if target.backend == "triton" else ops.gather_frames
+        indices = torch.tensor([[-5, 1, 7]], device=target.device)
+        if target.name == "cpu":
+            with pytest.raises(RuntimeError, match=r"index -5 outside \[0, 3\)"):
+                op([frames], indices, *rest)
+        else:
+            _, fast = op([frames], indices, *rest)
+            assert torch.equal(fast[0].round().to(torch.uint8), frames.permute(3, 0, 1, 2))
+
+    @only_on_a_gpu
+    @pytest.mark.parametrize("case", ["clips of different sizes", "antialias"])
+    def test_captures_in_a_cuda_graph(self, case: str, target: Target) -> None:
+        clips, options = clips_of(case, target.device), dict(CASES[case][2])
+        options["indices"] = torch.tensor(options["indices"], device=target.device)
+        with use_backend(target.backend):
+            gather_frames(clips, **options)  # compiles what Triton compiles on first use
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = gather_frames(clips, **options)
+            for clip in clips:
+                clip.copy_(255 - clip)
+            options["indices"].copy_(options["indices"].flip(1))
+            graph.replay()
+            for actual, expected in zip(captured, gather_frames(clips, **options), strict=True):
+                assert torch.equal(actual, expected)
+
+    @only_on_a_gpu
+    def test_runs_on_the_current_stream(self, target: Target) -> None:
+        clips, options = clips_of("clips of different sizes", target.device), CASES["clips of different sizes"][2]
+        with use_backend(target.backend):
+            expected = gather_frames(clips, **options)
+            torch.cuda.synchronize()
+            stale = [torch.zeros_like(clip) for clip in clips]
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(20_000_000)  # a launch on another stream would run before the copies below
+                for to, source in zip(stale, clips, strict=True):
+                    to.copy_(source)
+                actual = gather_frames(stale, **options)
+            stream.synchronize()
+        for a, e in zip(actual, expected, strict=True):
+            assert torch.equal(a, e)
 
 
 def test_upsampling_by_hand():

@@ -249,3 +249,20 @@ def test_two_processes_share_the_work(kinetics_root: Path, tmp_path: Path) -> No
     subprocess.run(command, env=process_environment(1), check=True, capture_output=True, timeout=240)
     figures = json.loads((run / "metrics.json").read_text())
     assert (figures["num_videos"], figures["num_views"], figures["step"]) == (2, 2, 2)
+
+
+def test_too_many_bad_videos_stop_the_run(kinetics_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(kinetics_root, root)
+    for name in ("0.mp4", "1.mp4"):
+        (root / name).write_text("this is no video")
+    arguments = ["--dataset", "kinetics", "--data-root", root, "--max-epochs", 40, "--batch-size", 4]
+    message = r"2\d of 5\d clips could not be read, more than data\.max_bad_share=0\.25; all are in .*[01]\.mp4: "
+    with pytest.raises(InputError, match=message):
+        run_train(*arguments, "--output-dir", tmp_path / "stopped")
+    with (tmp_path / "stopped" / "bad_videos.csv").open() as file:
+        assert {Path(row["path"]).name for row in csv.DictReader(file)} == {"0.mp4", "1.mp4"}
+    with pytest.raises(InputError, match=r"data\.max_bad_share is 1\.5: expected a number from 0 to 1"):
+        run_train(*arguments, "--data.max_bad_share", 1.5, "--output-dir", tmp_path / "wrong")
+    figures = run_train(*arguments, "--max-steps", 20, "--data.max_bad_share", 1, "--output-dir", tmp_path / "allowed")
+    assert figures["bad_videos"] == 2

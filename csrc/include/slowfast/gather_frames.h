@@ -16,18 +16,20 @@ struct GatherFramesClip {
 struct GatherFramesParams {
   const GatherFramesClip* clips;  // [N]
   TensorView indices;             // int64 [N, T'], frames of the clips
-  TensorView slow_positions;      // int64 [T_slow], contiguous, ascending: which of the T' the Slow pathway gets
   TensorView slow;                // [N, 3, T_slow, h, w], contiguous or channels_last_3d
   TensorView fast;                // [N, 3, T', h, w], of the same dtype and format
+  bool linspace;                  // the rule by which the Slow pathway gets its frames; else by a stride
   double mean[3], std[3];         // in [0, 1] units; a uint8 output is not normalised
   bool antialias;
-  // Workspaces of the CPU kernel, contiguous. A is double for a float64 output, else float; K_y and K_x are the most
-  // taps (see gather_frames_math.h) of any clip along an axis, W the width of its widest frame.
+  // Workspaces of the CPU kernel (the CUDA kernel has none), contiguous. A is double for a float64 output, else float;
+  // K_y and K_x are the most taps (see gather_frames_math.h) of any clip along an axis, W the width of its widest
+  // frame.
   TensorView firsts;   // int64 [N, h + w + 3]
   TensorView weights;  // A [N, K_y h + K_x (w + 3)]
   TensorView rows;     // A [threads, 3 (W + K_x + w) + 4]
 };
 
 void gather_frames_cpu(const GatherFramesParams& params);
+void gather_frames_cuda(const GatherFramesParams& params, int device, void* stream);
 
 }  // namespace slowfast

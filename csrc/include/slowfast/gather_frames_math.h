@@ -1,7 +1,10 @@
-// The arithmetic of gather_frames that every backend shares: which source pixels make an output pixel, along one axis.
+// The arithmetic of gather_frames that every backend shares: which source pixels make an output pixel, along one axis,
+// which frames of the Fast pathway the Slow pathway gets, and the cast of a result.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "slowfast/macros.h"
 
@@ -10,29 +13,61 @@ namespace slowfast {
 // Bilinear resizing of one axis with half-pixel centres, as a triangle filter: the weight of source pixel j for output
 // pixel i falls linearly with the distance of their centres and reaches zero at `reach`. The weights of an output pixel
 // are divided by their sum, which at the borders has the effect of clamping the coordinate. Everything is a multiple of
-// 1 / (2 * resized) source pixels, so integers represent positions and weights exactly.
+// 1 / (2 * resized) source pixels, so integers represent positions and weights exactly: int64_t always, int32_t for
+// axes of at most 16384 pixels before and after resizing.
+template <typename Int>
 struct ResizeAxis {
-  int64_t source;   // pixels of the frame
-  int64_t resized;  // pixels of the whole resized frame
-  bool antialias;   // when shrinking: a filter as wide as the reduction, instead of the two nearest pixels
+  Int source;      // pixels of the frame
+  Int resized;     // pixels of the whole resized frame
+  bool antialias;  // when shrinking: a filter as wide as the reduction, instead of the two nearest pixels
 
-  SF_HOST_DEVICE SF_INLINE int64_t reach() const { return 2 * (antialias && source > resized ? source : resized); }
+  SF_HOST_DEVICE SF_INLINE Int reach() const { return 2 * (antialias && source > resized ? source : resized); }
 
   // The most source pixels that have a weight.
-  SF_HOST_DEVICE SF_INLINE int64_t taps() const { return source == resized ? 1 : (reach() + resized - 1) / resized; }
+  SF_HOST_DEVICE SF_INLINE Int taps() const { return source == resized ? 1 : (reach() + resized - 1) / resized; }
 
   // The first source pixel with a weight for output pixel i.
-  SF_HOST_DEVICE SF_INLINE int64_t first(int64_t i) const {
-    const int64_t numerator = source * (2 * i + 1) - reach() + resized;
+  SF_HOST_DEVICE SF_INLINE Int first(Int i) const {
+    const Int numerator = source * (2 * i + 1) - reach() + resized;
     return numerator > 0 ? numerator / (2 * resized) : 0;
   }
 
   // The weight of source pixel j for output pixel i before division by their sum; 0 where j is outside the frame.
-  SF_HOST_DEVICE SF_INLINE int64_t raw_weight(int64_t i, int64_t j) const {
-    const int64_t distance = (2 * j + 1) * resized - source * (2 * i + 1);
-    const int64_t weight = reach() - (distance < 0 ? -distance : distance);
+  SF_HOST_DEVICE SF_INLINE Int raw_weight(Int i, Int j) const {
+    const Int distance = (2 * j + 1) * resized - source * (2 * i + 1);
+    const Int weight = reach() - (distance < 0 ? -distance : distance);
     return j < source && weight > 0 ? weight : 0;
   }
 };
+
+// Which Slow frame is frame t of the Fast pathway, or -1: the inverse of slow_frame_indices in
+// slowfast_ops/temporal_gather/api.py.
+SF_HOST_DEVICE SF_INLINE int64_t slow_frame_of(int64_t t, int64_t frames, int64_t slow_frames, bool linspace) {
+  if (slow_frames == 0) return -1;
+  if (!linspace || slow_frames == 1) {
+    const int64_t stride = frames / slow_frames;
+    return t % stride ? -1 : linspace && t ? -1 : t / stride;
+  }
+  const int64_t i = (t * (slow_frames - 1) + frames - 2) / (frames - 1);  // the first Slow frame not before t
+  return i * (frames - 1) / (slow_frames - 1) == t ? i : -1;
+}
+
+// A result in the dtype of the output; an integer is the nearest one, to even on a tie.
+template <typename T>
+SF_HOST_DEVICE SF_INLINE T to_output(float value) {
+  if constexpr (std::is_same_v<T, uint8_t>) {
+    const float shifted = value + 8388608.0f;  // in [0, 255] by construction: the last bits of 2^23 + value are it
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof(bits));
+    return static_cast<uint8_t>(bits);
+  } else {
+    return T(value);
+  }
+}
+
+template <typename T>
+SF_HOST_DEVICE SF_INLINE T to_output(double value) {
+  return static_cast<T>(value);
+}
 
 }  // namespace slowfast

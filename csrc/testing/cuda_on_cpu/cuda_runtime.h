@@ -32,6 +32,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static
 #define __restrict__ __restrict
 #define SF_CUDA_ON_CPU 1
@@ -256,6 +257,9 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   unsigned bits = 0;
   for (int i = 0; i < cuda_on_cpu::kWarp; ++i) bits |= (cuda_on_cpu::exchange(predicate, i) ? 1u : 0u) << i;
   return bits;
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>(((static_cast<uint64_t>(high) << 32) | low) >> (shift & 31));
 }
 template <typename T>
 T __ldg(const T* pointer) {

@@ -1,0 +1,181 @@
+"""Lists of videos with one action each: ``path label`` files as they are found in the wild, and a folder per class."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slowfast_model.errors import InputError
+
+VIDEO_SUFFIXES = frozenset((
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov",
+    ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+))  # fmt: skip
+"""What counts as a video in a class's folder, in lower case; lists may name any file."""
+
+PATH_COLUMNS = ("path", "video_path", "video", "file", "filename", "file_name", "name")
+LABEL_COLUMNS = ("label", "label_id", "class", "class_id", "class_index", "category", "category_id")
+"""Names by which a header may call the two columns, in lower case."""
+
+# A quoted path, or one that ends in an extension; then the label; what follows is not ours. (The first alternative only
+# saves time: most paths contain no separator.)
+_EXTENSION = r"\.(?:[A-Za-z]\w{1,3}|3gp)"
+_PATH_FIRST = re.compile(rf'(?:"([^"]+)"|([^ ,\t"]+{_EXTENSION}|.+?{_EXTENSION}))[ ,\t]+(\d+)(?:[ ,\t].*)?')
+# A path that may end in anything: the label is the last word.
+_LABEL_LAST = re.compile(r"(.+?)[ ,\t]+(\d+)")
+
+
+class VideoList:
+    """Paths and labels, in flat memory: half a million rows cost no Python objects.
+
+    Args:
+        rows: (path, label) of each video.
+        folder: what the paths are relative to, besides the root of the data set.
+    """
+
+    def __init__(self, rows: Iterable[tuple[str, int]], folder: Path) -> None:
+        names, labels, ends = bytearray(), array("q"), array("q", [0])
+        for name, label in rows:
+            names += os.fsencode(name)
+            ends.append(len(names))
+            labels.append(label)
+        self.folder = folder
+        self.labels: npt.NDArray[np.int64] = np.array(labels, np.int64)
+        self._names = bytes(names)
+        self._offsets = np.array(ends, np.int64)
+
+    @classmethod
+    def from_file(cls, path: Path) -> VideoList:
+        """Reads a text file with a video a line: its path, then its label, a number of 0 or more.
+
+        Spaces, commas or tabs separate the two. A path may contain them if it is quoted or ends in an extension of two
+        to four letters; what follows the label is ignored then. Of a path without an extension the label is the last
+        word of the line. Blank lines are skipped. A first line with the names of columns (see `PATH_COLUMNS`,
+        `LABEL_COLUMNS`) makes the file an ordinary csv file, with any other columns.
+
+        Raises:
+            InputError: the file cannot be read, is empty, or has a malformed row; file and line are named.
+        """
+        try:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                videos = cls(_rows(file, path), path.parent)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        if not len(videos):
+            raise InputError(f"{path}: the list is empty")
+        return videos
+
+    @classmethod
+    def from_folders(cls, path: Path, class_names: list[str]) -> VideoList:
+        """Takes the videos in ``path/<class name>/``, at any depth, whose labels are the positions of the names.
+
+        Raises:
+            InputError: the folder has one that is no class, or no video at all.
+        """
+        labels = {name: label for label, name in enumerate(class_names)}
+        for folder in class_folders(path):
+            if folder not in labels:
+                raise InputError(f"{path / folder}: no class has the name of this folder")
+        rows = (
+            (file.relative_to(path).as_posix(), label)
+            for name, label in labels.items()
+            for file in sorted((path / name).rglob("*"))
+            if file.suffix.lower() in VIDEO_SUFFIXES
+        )
+        videos = cls(rows, path)
+        if not len(videos):
+            raise InputError(f"{path}: no folder in it has a video (a file in {', '.join(sorted(VIDEO_SUFFIXES))})")
+        return videos
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, row: int) -> str:
+        """The path in a row, as it is written there."""
+        return os.fsdecode(self._names[self._offsets[row] : self._offsets[row + 1]])
+
+
+def class_folders(path: Path) -> list[str]:
+    """The names of the folders in a folder, in alphabetical order; hidden ones do not count."""
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def find_malformed_rows(path: Path) -> list[str]:
+    """What is wrong with each row of a list that cannot be read, file and line named."""
+    problems: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for _ in _rows(file, path, on_error=lambda error: problems.append(str(error))):
+                pass
+    except OSError as error:
+        return [f"{path}: {error.strerror}"]
+    return problems
+
+
+def _raise(error: InputError) -> None:
+    raise error
+
+
+def _rows(
+    lines: Iterable[str], path: Path, on_error: Callable[[InputError], None] = _raise
+) -> Iterator[tuple[str, int]]:
+    parse: Callable[[int, str, Path], tuple[str, int]] | None = None
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if not line:
+            continue
+        if parse is None:
+            header = _Header.read(line)
+            parse = header.row if header else _row
+            if header:
+                continue
+        try:
+            yield parse(number, line, path)
+        except InputError as error:
+            on_error(error)
+
+
+def _row(number: int, line: str, path: Path) -> tuple[str, int]:
+    match = _PATH_FIRST.fullmatch(line)
+    if match:
+        return match[1] or match[2], int(match[3])
+    match = _LABEL_LAST.fullmatch(line)
+    if match:
+        return match[1], int(match[2])
+    raise InputError(f"{path}:{number}: expected 'path label' with a label of 0 or more, got {line[:80]!r}")
+
+
+@dataclass
+class _Header:
+    """Where the two columns of a csv file are."""
+
+    separator: str
+    path: int
+    label: int
+    label_name: str
+
+    @classmethod
+    def read(cls, line: str) -> _Header | None:
+        """None: the line is no header."""
+        separator = next((separator for separator in ",\t" if separator in line), " ")
+        columns = [name.strip().lower() for name in line.split(separator)]
+        path = next((name for name in PATH_COLUMNS if name in columns), None)
+        label = next((name for name in LABEL_COLUMNS if name in columns), None)
+        if path is None or label is None:
+            return None
+        return cls(separator, columns.index(path), columns.index(label), label)
+
+    def row(self, number: int, line: str, path: Path) -> tuple[str, int]:
+        fields = [field.strip() for field in next(csv.reader([line], delimiter=self.separator))]
+        if len(fields) <= max(self.path, self.label) or not fields[self.label].isdecimal():
+            expected = f"a path, and a number of 0 or more in column {self.label_name!r}"
+            raise InputError(f"{path}:{number}: expected {expected}, got {line[:80]!r}")
+        return fields[self.path], int(fields[self.label])

@@ -1,0 +1,280 @@
+"""gather_frames in Triton. Imported when it first runs, so that nothing else needs Triton.
+
+One launch makes both pathways of all clips. What differs between clips is a table on the device, copied there from
+pinned memory without waiting.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from slowfast_ops.gather_frames.native import outputs, windows_of
+
+BLOCK = 128
+LINES = {False: 8, True: 4}  # by antialias, whose loops need more registers for each value
+COLUMNS = tl.constexpr(19)  # of the table: see _table
+NARROW_SIDE = 16384  # up to so many pixels, positions and weights are exact in int32
+
+
+@triton.jit
+def forward_kernel(
+    table_ptr,
+    indices_ptr,
+    fast_ptr,
+    slow_ptr,
+    frames,
+    slow_frames,
+    height,
+    width,
+    indices_n: tl.int64,
+    indices_t: tl.int64,
+    fast_n: tl.int64,
+    fast_c: tl.int64,
+    fast_t: tl.int64,
+    fast_h: tl.int64,
+    slow_n: tl.int64,
+    slow_c: tl.int64,
+    slow_t: tl.int64,
+    slow_h: tl.int64,
+    LINSPACE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ANTIALIAS: tl.constexpr,
+    NARROW: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    LINES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program makes BLOCK values of LINES lines of a frame.
+
+    A line is what is adjacent in memory: a row of interleaved pixels (channels_last_3d), or a row of one channel.
+    """
+    Real: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    Int: tl.constexpr = tl.int32 if NARROW else tl.int64
+    lines = height if CHANNELS_LAST else 3 * height
+    length = 3 * width if CHANNELS_LAST else width
+    blocks = tl.cdiv(length, BLOCK)
+    program = tl.program_id(0)
+    line = program // blocks % tl.cdiv(lines, LINES) * LINES + tl.arange(0, LINES)
+    place = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    t = (program // blocks // tl.cdiv(lines, LINES)).to(tl.int64)
+    n = tl.program_id(1).to(tl.int64)
+    inside = (line < lines)[:, None] & (place < length)[None, :]
+
+    clip = table_ptr + n * COLUMNS
+    stride_t, stride_h = tl.load(clip + 1), tl.load(clip + 2)
+    stride_w, stride_c = tl.load(clip + 3), tl.load(clip + 4)
+    count = tl.load(clip + 5)
+    source_height, source_width = tl.load(clip + 6).to(Int), tl.load(clip + 7).to(Int)
+    resized_height, resized_width = tl.load(clip + 8).to(Int), tl.load(clip + 9).to(Int)
+    top, left, flip = tl.load(clip + 10).to(Int), tl.load(clip + 11).to(Int), tl.load(clip + 12)
+    index = tl.load(indices_ptr + n * indices_n + t * indices_t)
+    index = tl.minimum(tl.maximum(index, 0), count - 1)
+    frame = tl.load(clip).to(tl.pointer_type(tl.uint8)) + index * stride_t
+
+    if CHANNELS_LAST:
+        y, x = line, place // 3
+        channel = (place % 3)[None, :]
+    else:
+        y, x = line % height, place
+        channel = (line // height)[:, None]
+    frame_of_channel = frame + channel * stride_c
+    row = top + y
+    column = left + tl.where(flip != 0, width - 1 - x, x)
+
+    if ANTIALIAS:
+        first_row = _first(row, source_height, resized_height)
+        first_column = _first(column, source_width, resized_width)
+        value = tl.zeros([LINES, BLOCK], dtype=Real)
+        row_weights = tl.zeros([LINES], dtype=Int)
+        for k in range(_taps(source_height, resized_height)):
+            row_weight = _raw_weight(row, first_row + k, source_height, resized_height)
+            row_weights += row_weight
+            mixed = tl.zeros([LINES, BLOCK], dtype=Real)
+            column_weights = tl.zeros([BLOCK], dtype=Int)
+            for i in range(_taps(source_width, resized_width)):
+                weight = _raw_weight(column, first_column + i, source_width, resized_width)
+                column_weights += weight
+                offset = ((first_row + k) * stride_h)[:, None] + ((first_column + i) * stride_w)[None, :]
+                reached = inside & (row_weight > 0)[:, None] & (weight > 0)[None, :]
+                pixel = tl.load(frame_of_channel + offset, mask=reached, other=0).to(Real)
+                mixed += (pixel - mixed) * (weight.to(Real) / tl.maximum(column_weights, 1).to(Real))[None, :]
+            value += (mixed - value) * (row_weight.to(Real) / tl.maximum(row_weights, 1).to(Real))[:, None]
+    else:
+        first_row, down = _two_taps(row, source_height, resized_height, Real)
+        first_column, across = _two_taps(column, source_width, resized_width, Real)
+        rows = (first_row * stride_h)[:, None]
+        columns = (first_column * stride_w)[None, :]
+        below = tl.where(down > 0, stride_h, 0)[:, None]
+        right = tl.where(across > 0, stride_w, 0)[None, :]
+        upper = frame_of_channel + rows + columns
+        a = tl.load(upper, mask=inside, other=0).to(Real)
+        b = tl.load(upper + right, mask=inside, other=0).to(Real)
+        c = tl.load(upper + below, mask=inside, other=0).to(Real)
+        d = tl.load(upper + below + right, mask=inside, other=0).to(Real)
+        value = a + (b - a) * across[None, :]
+        value += (c + (d - c) * across[None, :] - value) * down[:, None]
+
+    if fast_ptr.dtype.element_ty == tl.uint8:
+        # The last bits of 2^23 + value are the nearest integer, the even one on a tie.
+        result = (value + 8388608.0).to(tl.int32, bitcast=True).to(tl.uint8)
+    else:
+        red, green, blue = _three(clip + 13, Real)
+        scale = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
+        red, green, blue = _three(clip + 16, Real)
+        shift = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
+        result = (value * scale + shift).to(fast_ptr.dtype.element_ty)
+
+    if CHANNELS_LAST:
+        to = (y * fast_h)[:, None] + place[None, :]
+        slow_to = (y * slow_h)[:, None] + place[None, :]
+    else:
+        to = (y * fast_h)[:, None] + channel * fast_c + place[None, :]
+        slow_to = (y * slow_h)[:, None] + channel * slow_c + place[None, :]
+    tl.store(fast_ptr + n * fast_n + t * fast_t + to, result, mask=inside)
+    if slow_frames > 0:  # slow_frame_of in csrc/include/slowfast/gather_frames_math.h
+        if LINSPACE:
+            i = (t * (slow_frames - 1) + frames - 2) // (frames - 1)
+            is_slow = i * (frames - 1) // tl.maximum(slow_frames - 1, 1) == t
+        else:
+            i = t // (frames // slow_frames)
+            is_slow = t % (frames // slow_frames) == 0
+        tl.store(slow_ptr + n * slow_n + i * slow_t + slow_to, result, mask=inside & is_slow)
+
+
+# The arithmetic of ResizeAxis in csrc/include/slowfast/gather_frames_math.h.
+
+
+@triton.jit
+def _two_taps(position, source, resized, Real: tl.constexpr):
+    """Without antialiasing: the first of the two pixels, and the weight of the second (0 where there is none)."""
+    numerator = tl.maximum(source * (2 * position + 1) - resized, 0)
+    first = numerator // (2 * resized)
+    fraction = (numerator - first * 2 * resized).to(Real) / (2 * resized).to(Real)
+    return first, tl.where(first + 1 < source, fraction, 0.0)
+
+
+@triton.jit
+def _taps(source, resized):
+    return tl.where(source == resized, 1, (2 * tl.maximum(source, resized) + resized - 1) // resized)
+
+
+@triton.jit
+def _first(position, source, resized):
+    numerator = source * (2 * position + 1) - 2 * tl.maximum(source, resized) + resized
+    return tl.maximum(numerator, 0) // (2 * resized)
+
+
+@triton.jit
+def _raw_weight(position, pixel, source, resized):
+    distance = tl.abs((2 * pixel + 1) * resized - source * (2 * position + 1))
+    weight = tl.maximum(2 * tl.maximum(source, resized) - distance, 0)
+    return tl.where(pixel < source, weight, 0)
+
+
+@triton.jit
+def _three(pointer, Real: tl.constexpr):
+    """Three float64 values of the table."""
+    a = tl.load(pointer).to(tl.float64, bitcast=True).to(Real)
+    b = tl.load(pointer + 1).to(tl.float64, bitcast=True).to(Real)
+    c = tl.load(pointer + 2).to(tl.float64, bitcast=True).to(Real)
+    return a, b, c
+
+
+_captured_tables: list[Tensor] = []  # a CUDA graph reads the pinned memory again at every replay
+
+
+def _table(
+    clips: Sequence[Tensor],
+    geometry: Sequence[int],
+    flip: Sequence[bool],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """int64 [N, 19] on the clips' device.
+
+    For each clip: address, four strides, frames, height, width, resized height, resized width, top, left, flip, and as
+    float64 bits the factor and the summand of each channel.
+    """
+    normalisation = [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
+    bits = struct.unpack("6q", struct.pack("6d", *normalisation))
+    rows = [
+        [clip.data_ptr(), *clip.stride(), *clip.shape[:3], *window, int(flipped), *bits]
+        for clip, window, flipped in zip(clips, windows_of(geometry), flip, strict=True)
+    ]
+    device = clips[0].device
+    table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured_tables.append(table)
+    return table.to(device, non_blocking=True)
+
+
+def forward(
+    clips: Sequence[Tensor],
+    indices: Tensor,
+    geometry: Sequence[int],
+    size: Sequence[int],
+    flip: Sequence[bool],
+    alpha: int,
+    slow_sampling: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    antialias: bool,
+) -> tuple[Tensor, Tensor]:
+    slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
+    if fast.numel() == 0:
+        return slow, fast
+    n, _, frames, height, width = fast.shape
+    channels_last = memory_format == torch.channels_last_3d
+    lines, length = (height, 3 * width) if channels_last else (3 * height, width)
+    sides = [side for clip, window in zip(clips, windows_of(geometry), strict=True) for side in (*clip.shape, *window)]
+    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, LINES[antialias]) * frames, n](
+        _table(clips, geometry, flip, mean, std),
+        indices,
+        fast,
+        slow,
+        frames,
+        slow.shape[2],
+        height,
+        width,
+        *indices.stride(),
+        *fast.stride()[:4],
+        *slow.stride()[:4],
+        LINSPACE=slow_sampling == "linspace",
+        CHANNELS_LAST=channels_last,
+        ANTIALIAS=antialias,
+        NARROW=max(sides) <= NARROW_SIDE,
+        DOUBLE=dtype == torch.float64,
+        LINES=LINES[antialias],
+        BLOCK=BLOCK,
+    )
+    return slow, fast
+
+
+def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
+    """(kernel, signature, constants, options) of what the launcher above asks for, for compiling without a GPU."""
+    strides = {f"indices_{axis}": "i64" for axis in "nt"}
+    strides |= {f"{tensor}_{axis}": "i64" for tensor in ("fast", "slow") for axis in "ncth"}
+    sizes = dict.fromkeys(("frames", "slow_frames", "height", "width"), "i32")
+    for channels_last in (False, True):
+        for antialias in (False, True):
+            for dtype in ("*bf16", "*fp16", "*fp32", "*u8"):
+                types = {"fast_ptr": dtype, "table_ptr": "*i64", "indices_ptr": "*i64", "slow_ptr": dtype}
+                constants = {
+                    "LINSPACE": True,
+                    "CHANNELS_LAST": channels_last,
+                    "ANTIALIAS": antialias,
+                    "NARROW": True,
+                    "DOUBLE": False,
+                    "LINES": LINES[antialias],
+                    "BLOCK": BLOCK,
+                }
+                yield forward_kernel, {**types, **sizes, **strides}, constants, {}
