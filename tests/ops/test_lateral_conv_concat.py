@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_ops import LateralConvConcat, lateral_conv_concat, use_backend
 from slowfast_ops.lateral_conv_concat.api import lateral_conv_norm_concat
 from tests.ops.op_tester import OpTester, Sample, assert_as_accurate_as_pytorch
+from tests.ops.property_testing import given, settings, st
 
 
 def tensors(*shapes: Sequence[int], seed: int = 1) -> list[Tensor]:
