@@ -140,6 +140,19 @@ void bind_roi_align_3d(py::module_& m) {
       const py::gil_scoped_release released;
       kernel(params, num_threads);
     });
+#if defined(SLOWFAST_WITH_CUDA)
+  m.def("roi_align_3d_workspace_bytes_cuda", [](TensorView features, TensorView rois, const py::tuple& options) {
+    return slowfast::roi_align_3d_workspace_bytes_cuda({features, rois, {}, {}, {}, roi_align_3d_options(options)});
+  });
+  for (const auto& [name, kernel] : {std::pair{"roi_align_3d_forward_cuda", &slowfast::roi_align_3d_forward_cuda},
+                                     std::pair{"roi_align_3d_backward_cuda", &slowfast::roi_align_3d_backward_cuda}})
+    m.def(name, [kernel = kernel](TensorView features, TensorView rois, TensorView output, TensorView argmax,
+                                  TensorView workspace, const py::tuple& options, int device, uintptr_t stream) {
+      const slowfast::RoIAlign3DParams params{features, rois, output, argmax, workspace, roi_align_3d_options(options)};
+      const py::gil_scoped_release released;
+      kernel(params, device, reinterpret_cast<void*>(stream));
+    });
+#endif
 }
 
 void bind_temporal_gather(py::module_& m) {

@@ -5,6 +5,7 @@ The network runs once on fake tensors, which have shapes and no memory, so that 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +19,17 @@ from slowfast_model.commands import parse_arguments, run_command
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig, VideoNetwork, build_model, get_preset
 from slowfast_model.models.network import HeadType
+from slowfast_model.models.non_local import Attention
 from slowfast_ops import LateralConvConcat
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one convolution or fully connected layer costs for one clip.
+    """What one convolution, fully connected layer or attention costs for one clip.
 
     Attributes:
         name: of the module.
-        operator: "conv" or "linear".
+        operator: "conv", "linear", or "attention" (the two matrix products of a non-local block).
         multiply_adds: what the paper and PySlowFast call FLOPs; padding counts as any other input.
         activations: elements that the layer writes.
     """
@@ -104,10 +106,9 @@ def measure_complexity(
         raise InputError(f"crop_size is {side}: expected 1 or more")
     if num_boxes < 0:
         raise InputError(f"num_boxes is {num_boxes}: expected 0 or more")
-    layers: list[LayerCost] = []
-    with torch.no_grad(), FakeTensorMode():
-        network = build_model(config, num_classes=num_classes, head=head).eval()
-        _watch(network, "", layers)
+    mode, network, layers = _watched_network(config, num_classes, head)
+    layers.clear()
+    with torch.no_grad(), mode:
         clips = [
             torch.empty(1, pathway.in_channels, frames, side, side)
             for pathway, frames in zip(config.pathways, config.pathway_frames, strict=True)
@@ -118,6 +119,19 @@ def measure_complexity(
             network.predict(clips, torch.empty(num_boxes, 5))
     stages = dict.fromkeys(layer.stage for layer in layers)
     return Complexity(tuple(layers), {stage: _count_parameters(network, stage) for stage in stages})
+
+
+@functools.lru_cache(maxsize=1)  # for another size of the same network: building takes longer than running
+def _watched_network(
+    config: ModelConfig, num_classes: int, head: HeadType
+) -> tuple[FakeTensorMode, VideoNetwork, list[LayerCost]]:
+    """A network of fake tensors, and the list to which its layers append their costs when it runs."""
+    layers: list[LayerCost] = []
+    mode = FakeTensorMode()
+    with torch.no_grad(), mode:
+        network = build_model(config, num_classes=num_classes, head=head).eval()
+        _watch(network, "", layers)
+    return mode, network, layers
 
 
 def _count_parameters(network: VideoNetwork, stage: str) -> int:
@@ -133,6 +147,8 @@ def _watch(module: nn.Module, name: str, layers: list[LayerCost]) -> None:
         module.register_forward_hook(_recorder(name, "conv", module, layers))
     elif isinstance(module, nn.Linear):
         module.register_forward_hook(_recorder(name, "linear", module, layers))
+    elif isinstance(module, Attention):
+        module.register_forward_hook(_attention_recorder(name, layers))
     else:
         for child_name, child in module.named_children():
             _watch(child, f"{name}.{child_name}" if name else child_name, layers)
@@ -147,6 +163,15 @@ def _recorder(
         channels = output.shape[1 if operator == "conv" else -1]
         activations = output.numel() // channels * out_features  # a lateral connection's output has other channels too
         layers.append(LayerCost(name, operator, activations * torch.Size(per_output).numel(), activations))
+
+    return record
+
+
+def _attention_recorder(name: str, layers: list[LayerCost]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        num_keys = inputs[1].shape[1]
+        affinities = output.shape[0] * output.shape[1] * num_keys
+        layers.append(LayerCost(name, "attention", 2 * output.numel() * num_keys, affinities + output.numel()))
 
     return record
 

@@ -317,10 +317,10 @@ void forward_units(const Plan<A>& plan, int64_t begin, int64_t end, int64_t slot
   const Scratch<A> scratch(plan, slot);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t group = unit / plan.tiles(), channel = unit % plan.tiles() * plan.pitch;
-    if (plan.kind == Kind::kBoxes)
+    if (plan.kind == RoIKind::kBoxes)
       forward_shared<T>(plan, plan.members + plan.first[group], plan.first[group + 1] - plan.first[group], channel,
                         scratch);
-    else if (plan.kind == Kind::kCuboids)
+    else if (plan.kind == RoIKind::kCuboids)
       forward_shared<T>(plan, &group, 1, channel, scratch);
     else
       forward_tubelet<T>(plan, group, channel, scratch);
@@ -383,7 +383,7 @@ void run(const RoIAlign3DParams& p, int num_threads) {
       plan.template make<double>(num_threads);
     else
       plan.template make<float>(num_threads);
-    const int64_t units = plan.tiles() * (kBackward || plan.kind == Kind::kBoxes ? plan.clips : plan.rois);
+    const int64_t units = plan.tiles() * (kBackward || plan.kind == RoIKind::kBoxes ? plan.clips : plan.rois);
     const int64_t slots = std::min<int64_t>(std::max(num_threads, 1), units);
     parallel_for(slots, 1, num_threads, [&](int64_t begin, int64_t end) {
       for (int64_t slot = begin; slot < end; ++slot) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "slowfast/arena.h"
 #include "slowfast/check.h"
 #include "slowfast/lanes.h"
 #include "slowfast/parallel.h"
@@ -11,19 +12,6 @@
 #include "slowfast/roi_align_3d_math.h"
 
 namespace slowfast::roi_align_3d {
-
-// Hands out pieces of the workspace; with no memory behind it, it only counts.
-struct Arena {
-  char* memory = nullptr;
-  int64_t used = 0;
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = memory == nullptr ? nullptr : reinterpret_cast<T*>(memory + used);
-    used += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return piece;
-  }
-};
 
 // The weights of one axis for all boxes.
 template <typename A>
@@ -69,13 +57,11 @@ inline int64_t channels_per_tile(const TensorView& features, int num_threads) {
   return pitch;
 }
 
-enum class Kind { kBoxes, kCuboids, kTubelets };
-
 // Everything that does not depend on the features' values.
 template <typename A>
 struct Plan {
   const RoIAlign3DParams& p;
-  const Kind kind;
+  const RoIKind kind;
   const int64_t rois, clips, channels, frames, height, width;
   const int64_t pitch;  // channels in a tile
   Arena arena;
@@ -88,7 +74,7 @@ struct Plan {
 
   Plan(const RoIAlign3DParams& p, char* memory, int num_threads)
       : p(p),
-        kind(p.rois.ndim == 3 ? Kind::kTubelets : (p.rois.size(1) == 7 ? Kind::kCuboids : Kind::kBoxes)),
+        kind(roi_kind(p.rois)),
         rois(p.rois.size(0)),
         clips(p.features.size(0)),
         channels(p.features.size(1)),
@@ -97,7 +83,7 @@ struct Plan {
         width(p.features.size(4)),
         pitch(channels_per_tile(p.features, num_threads)),
         arena{memory},
-        time(arena, kind == Kind::kCuboids ? rois : 1, p.options.pool ? 1 : p.options.bins[0], frames),
+        time(arena, kind == RoIKind::kCuboids ? rois : 1, p.options.pool ? 1 : p.options.bins[0], frames),
         y(arena, boxes(), p.options.bins[1], height),
         x(arena, boxes(), p.options.bins[2], width),
         first(arena.take<int64_t>(clips + 1)),
@@ -108,11 +94,11 @@ struct Plan {
         bins_size(y.bins * x.bins * pitch),
         scratch(arena.take<A>(std::max(num_threads, 1) * scratch_size())) {}
 
-  int64_t boxes() const { return kind == Kind::kTubelets ? rois * frames : rois; }
+  int64_t boxes() const { return kind == RoIKind::kTubelets ? rois * frames : rois; }
   SF_INLINE int64_t box(int64_t roi, int64_t frame) const {
-    return kind == Kind::kTubelets ? roi * frames + frame : roi;
+    return kind == RoIKind::kTubelets ? roi * frames + frame : roi;
   }
-  SF_INLINE int64_t time_row(int64_t roi) const { return kind == Kind::kCuboids ? roi : 0; }
+  SF_INLINE int64_t time_row(int64_t roi) const { return kind == RoIKind::kCuboids ? roi : 0; }
   int64_t tiles() const { return (channels + pitch - 1) / pitch; }
   int64_t scratch_size() const { return tile_size + row_size + bins_size; }
 
@@ -121,7 +107,7 @@ struct Plan {
     if (first[n] == first[n + 1]) return true;
     for (int64_t b = 0; b < time.bins; ++b)
       if (time.row(0, b)[f] != time.row(0, b)[g]) return false;
-    return kind == Kind::kBoxes;
+    return kind == RoIKind::kBoxes;
   }
 
   template <typename P>
@@ -131,10 +117,10 @@ struct Plan {
     const P* values = view.as<const P>();
     const int64_t column = view.stride(view.ndim - 1), averaged = o.pool ? o.bins[0] : 1;
     const auto corner = [&](int64_t box) {
-      return kind == Kind::kTubelets ? values + box / frames * view.stride(0) + box % frames * view.stride(1)
-                                     : values + box * view.stride(0);
+      return kind == RoIKind::kTubelets ? values + box / frames * view.stride(0) + box % frames * view.stride(1)
+                                        : values + box * view.stride(0);
     };
-    const int x1 = kind == Kind::kCuboids ? 2 : 1, x2 = x1 + (kind == Kind::kCuboids ? 3 : 2);
+    const int x1 = kind == RoIKind::kCuboids ? 2 : 1, x2 = x1 + (kind == RoIKind::kCuboids ? 3 : 2);
     parallel_for(boxes(), 64, num_threads, [&](int64_t begin, int64_t end) {
       for (int64_t box = begin; box < end; ++box) {
         const P* at = corner(box);
@@ -144,10 +130,10 @@ struct Plan {
         };
         x.fill(box, axis(x1, x2, o.spatial_scale, o.bins[2]), 1);
         y.fill(box, axis(x1 + 1, x2 + 1, o.spatial_scale, o.bins[1]), 1);
-        if (kind == Kind::kCuboids) time.fill(box, axis(1, 4, o.temporal_scale, o.bins[0]), averaged);
+        if (kind == RoIKind::kCuboids) time.fill(box, axis(1, 4, o.temporal_scale, o.bins[0]), averaged);
       }
     });
-    if (kind != Kind::kCuboids)  // the clip's own frames: t = T is a frame per bin, whatever the spatial sampling
+    if (kind != RoIKind::kCuboids)  // the clip's own frames: t = T is a frame per bin, whatever the spatial sampling
       time.fill(0, RoIAxis<P>::make(0, static_cast<P>(frames), 1, o.bins[0], 0, true), averaged);
 
     std::fill_n(first, clips + 1, 0);

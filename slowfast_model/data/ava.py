@@ -36,7 +36,8 @@ AVA_FIRST_SECOND = 900.0
 """AVA annotates minutes 15 to 30 of films; the published clips are cut out at second 900."""
 
 _CROP_ATTEMPTS = 10  # random crops to try for one that shows a box
-_TIME_SLACK = 0.5  # seconds that a key frame may lie behind the end of its video
+TIME_SLACK = 0.5
+"""Seconds that a key frame may lie behind the end of its video."""
 
 
 @dataclass
@@ -141,18 +142,19 @@ class AvaVideos:
         if video_id not in self.paths:
             raise VideoError(self.folder / video_id, "no file of this name, with any extension")
         with cache.open(self.paths[video_id]) as video:
-            time = timestamp - self._first_second(video_id, video.duration)
-            if not 0 <= time <= video.duration + _TIME_SLACK:
+            time = timestamp - self.first_second_of(video_id, video.duration)
+            if not 0 <= time <= video.duration + TIME_SLACK:
                 raise VideoError(
                     video.path, f"the key frame at {timestamp:g} s lies outside the video of {video.duration:.2f} s"
                 )
             yield video, time
 
-    def _first_second(self, video_id: str, duration: float) -> float:
+    def first_second_of(self, video_id: str, duration: float) -> float:
+        """The timestamp at which a video of this many seconds begins."""
         if self.first_second is not None:
             return self.first_second
         first, last = self.time_ranges.get(video_id, (0.0, 0.0))
-        return AVA_FIRST_SECOND if first >= AVA_FIRST_SECOND and last > duration + _TIME_SLACK else 0.0
+        return AVA_FIRST_SECOND if first >= AVA_FIRST_SECOND and last > duration + TIME_SLACK else 0.0
 
 
 class AvaDataset(ClipDataset[AvaTarget]):

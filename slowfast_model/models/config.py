@@ -6,21 +6,15 @@ them (channel counts, feature strides) is stored. A value that makes no sense is
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
-from slowfast_model.errors import InputError
+from slowfast_model.models.fields import from_plain, require, require_choice, to_plain
+
+NonLocalInstantiation = Literal["dot_product", "softmax"]
 
 PATHWAY_NAMES = ("slow", "fast")
 EXPANSION = 4  # output channels of a bottleneck block per channel of its 1x3x3 convolution
-
-
-def _require(condition: bool, where: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"{where} is {value!r}: expected {expected}")
 
 
 def _is_odd(kernel: int) -> bool:
@@ -42,13 +36,39 @@ class StemConfig:
     pool: bool = True
 
     def __post_init__(self) -> None:
-        _require(all(_is_odd(k) for k in self.kernel), "stem.kernel", self.kernel, "three odd numbers")
-        _require(self.stride >= 1, "stem.stride", self.stride, "1 or more")
+        require(all(_is_odd(k) for k in self.kernel), "stem.kernel", self.kernel, "three odd numbers")
+        require(self.stride >= 1, "stem.stride", self.stride, "1 or more")
 
     @property
     def total_stride(self) -> int:
         """Input pixels per pixel of the stem's output."""
         return self.stride * (2 if self.pool else 1)
+
+
+@dataclass(frozen=True)
+class NonLocalConfig:
+    """Non-local blocks in a stage: every position attends to all positions of the clip (Wang et al., CVPR 2018).
+
+    Attributes:
+        after_blocks: the residual blocks (from 0) that a non-local block follows.
+        instantiation: "dot_product", affinities divided by their number, or "softmax".
+        pool: (time, height, width) of the max pooling of what is attended to; (1, 1, 1) for none. The paper's figures
+            come from (2, 2, 2), most of PySlowFast's configurations have (1, 2, 2).
+    """
+
+    after_blocks: tuple[int, ...]
+    instantiation: NonLocalInstantiation = "dot_product"
+    pool: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.after_blocks) > 0 and sorted(set(self.after_blocks)) == list(self.after_blocks),
+            "non_local.after_blocks",
+            self.after_blocks,
+            "one or more different numbers in rising order",
+        )
+        require_choice(NonLocalInstantiation, "non_local.instantiation", self.instantiation)
+        require(min(self.pool) >= 1, "non_local.pool", self.pool, "three numbers of 1 or more")
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,7 @@ class StageConfig:
             None: all of them.
         stride: spatial stride of the first block.
         dilation: spatial dilation of every block's 3x3 convolution.
+        non_local: non-local blocks among the residual ones.
     """
 
     depth: int
@@ -70,23 +91,32 @@ class StageConfig:
     temporal_blocks: int | None = None
     stride: int = 2
     dilation: int = 1
+    non_local: NonLocalConfig | None = None
 
     def __post_init__(self) -> None:
-        _require(self.depth >= 1, "stage.depth", self.depth, "1 or more")
-        _require(
+        require(self.depth >= 1, "stage.depth", self.depth, "1 or more")
+        require(
             len(self.temporal_kernels) > 0 and all(_is_odd(k) for k in self.temporal_kernels),
             "stage.temporal_kernels",
             self.temporal_kernels,
             "one or more odd numbers",
         )
-        _require(
+        require(
             self.temporal_blocks is None or 0 <= self.temporal_blocks <= self.depth,
             "stage.temporal_blocks",
             self.temporal_blocks,
             f"0 to {self.depth} (the stage's depth), or null for all",
         )
-        _require(self.stride >= 1, "stage.stride", self.stride, "1 or more")
-        _require(self.dilation >= 1, "stage.dilation", self.dilation, "1 or more")
+        require(self.stride >= 1, "stage.stride", self.stride, "1 or more")
+        require(self.dilation >= 1, "stage.dilation", self.dilation, "1 or more")
+        if self.non_local is not None:
+            blocks = self.non_local.after_blocks
+            require(
+                min(blocks) >= 0 and max(blocks) < self.depth,
+                "stage.non_local.after_blocks",
+                blocks,
+                f"numbers from 0 to {self.depth - 1}, the stage's blocks",
+            )
 
     @property
     def block_kernels(self) -> tuple[int, ...]:
@@ -114,9 +144,9 @@ class PathwayConfig:
     in_channels: int = 3
 
     def __post_init__(self) -> None:
-        _require(self.width >= 1, "pathway.width", self.width, "1 or more")
-        _require(len(self.stages) >= 1, "pathway.stages", self.stages, "one or more stages")
-        _require(self.in_channels >= 1, "pathway.in_channels", self.in_channels, "1 or more")
+        require(self.width >= 1, "pathway.width", self.width, "1 or more")
+        require(len(self.stages) >= 1, "pathway.stages", self.stages, "one or more stages")
+        require(self.in_channels >= 1, "pathway.in_channels", self.in_channels, "1 or more")
 
     @property
     def level_channels(self) -> tuple[int, ...]:
@@ -148,8 +178,8 @@ class LateralConfig:
     relu: bool = True
 
     def __post_init__(self) -> None:
-        _require(_is_odd(self.kernel_size), "lateral.kernel_size", self.kernel_size, "an odd number")
-        _require(self.channel_ratio >= 1, "lateral.channel_ratio", self.channel_ratio, "1 or more")
+        require(_is_odd(self.kernel_size), "lateral.kernel_size", self.kernel_size, "an odd number")
+        require(self.channel_ratio >= 1, "lateral.channel_ratio", self.channel_ratio, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -169,9 +199,9 @@ class HeadConfig:
     roi_sampling_ratio: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.dropout < 1, "head.dropout", self.dropout, "0 or more and less than 1")
-        _require(self.roi_size >= 1, "head.roi_size", self.roi_size, "1 or more")
-        _require(self.roi_sampling_ratio >= 0, "head.roi_sampling_ratio", self.roi_sampling_ratio, "0 or more")
+        require(0 <= self.dropout < 1, "head.dropout", self.dropout, "0 or more and less than 1")
+        require(self.roi_size >= 1, "head.roi_size", self.roi_size, "1 or more")
+        require(self.roi_sampling_ratio >= 0, "head.roi_sampling_ratio", self.roi_sampling_ratio, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -201,20 +231,20 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("num_frames", "sampling_rate", "crop_size", "alpha"):
             value = getattr(self, name)
-            _require(value >= 1, f"model.{name}", value, "1 or more")
-        _require(len(self.pathways) in (1, 2), "model.pathways", f"{len(self.pathways)} pathways", "1 or 2")
+            require(value >= 1, f"model.{name}", value, "1 or more")
+        require(len(self.pathways) in (1, 2), "model.pathways", f"{len(self.pathways)} pathways", "1 or 2")
         if self.num_pathways == 1:
-            _require(self.alpha == 1, "model.alpha", self.alpha, "1 for a single pathway")
-            _require(self.lateral is None, "model.lateral", self.lateral, "null for a single pathway")
+            require(self.alpha == 1, "model.alpha", self.alpha, "1 for a single pathway")
+            require(self.lateral is None, "model.lateral", self.lateral, "null for a single pathway")
             return
-        _require(
+        require(
             self.num_frames % self.alpha == 0,
             "model.num_frames",
             self.num_frames,
             f"a multiple of alpha = {self.alpha}",
         )
         slow, fast = self.pathways
-        _require(
+        require(
             slow.level_strides == fast.level_strides,
             "model.pathways",
             f"spatial strides {slow.level_strides} (slow) and {fast.level_strides} (fast)",
@@ -254,7 +284,8 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars, ready for YAML or JSON; `from_dict` reads them back."""
-        return typing.cast("dict[str, Any]", _plain(self))
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -263,47 +294,5 @@ class ModelConfig:
         Raises:
             InputError: an unknown, missing or ill-typed field, named with its path.
         """
-        return typing.cast("ModelConfig", _parse(cls, values, "model"))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """Converts plain data to the annotated type ``kind``; ``where`` is the path for messages."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):  # X | None is the only union used here
-        return None if value is None else _parse(arguments[0], value, where)
-    if origin is tuple:
-        _require(isinstance(value, (list, tuple)), where, value, "a list")
-        item_kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        _require(len(value) == len(item_kinds), where, value, f"{len(item_kinds)} values")
-        return tuple(
-            _parse(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(item_kinds, value, strict=True))
-        )
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(kind, value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    _require(type(value) is kind, where, value, f"a value of type {kind.__name__}")
-    return value
-
-
-def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
-    _require(isinstance(value, dict), where, value, f"the fields of {kind.__name__}")
-    kinds = typing.get_type_hints(kind)
-    unknown = sorted(str(name) for name in value if name not in kinds)
-    _require(not unknown, where, unknown, f"no fields but {', '.join(kinds)}")
-    required = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    missing = [name for name in required if name not in value]
-    _require(not missing, where, sorted(map(str, value)), f"also {', '.join(missing)}")
-    return kind(**{name: _parse(kinds[name], item, f"{where}.{name}") for name, item in value.items()})
+        config: ModelConfig = from_plain(cls, values, "model")
+        return config

@@ -3,47 +3,112 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Mapping
 
 from slowfast_model.errors import InputError
-from slowfast_model.models.config import HeadConfig, LateralConfig, ModelConfig, PathwayConfig, StageConfig, StemConfig
+from slowfast_model.models.config import (
+    HeadConfig,
+    LateralConfig,
+    ModelConfig,
+    NonLocalConfig,
+    PathwayConfig,
+    StageConfig,
+    StemConfig,
+)
 
-RESNET_DEPTHS = {50: (3, 4, 6, 3)}
+RESNET_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Only this many first blocks of a stage have temporal kernels, however deep it is. The paper does not say so, but no
+# other number gives the cost of its R101 networks; PySlowFast calls it R101_50_50.
+TEMPORAL_BLOCKS = (3, 4, 6, 3)
+R50_NON_LOCAL = {"res3": NonLocalConfig((1, 3)), "res4": NonLocalConfig((1, 3, 5))}  # PySlowFast's
+R101_NON_LOCAL = {"res4": NonLocalConfig((6, 13, 20), pool=(2, 2, 2))}  # in res4 only, as in the paper
+
+STAGES = ("res2", "res3", "res4", "res5")
+SLOW_KERNELS = ((1,), (1,), (3,), (3,))  # Table 1: temporal convolutions in the last two stages only
+FAST_KERNELS = ((3,), (3,), (3,), (3,))  # and everywhere
 
 
-def slow_pathway(depths: tuple[int, ...], width: int = 64, stem: StemConfig | None = None) -> PathwayConfig:
-    """The Slow pathway of Table 1: temporal convolutions in the last two stages only, none in the stem."""
-    strides = (1,) + (2,) * (len(depths) - 1)
-    kernels = (1,) * (len(depths) - 2) + (3, 3)
-    stages = tuple(StageConfig(d, (k,), stride=s) for d, k, s in zip(depths, kernels, strides, strict=True))
-    return PathwayConfig(width, stages, stem or StemConfig())
+def resnet_stages(
+    depths: tuple[int, ...],
+    kernels: tuple[tuple[int, ...], ...],
+    *,
+    all_temporal: bool = False,
+    non_local: Mapping[str, NonLocalConfig] | None = None,
+) -> tuple[StageConfig, ...]:
+    """res2 to res5.
 
-
-def fast_pathway(depths: tuple[int, ...], width: int = 8, stem: StemConfig | None = None) -> PathwayConfig:
-    """The Fast pathway of Table 1: temporal convolutions everywhere, beta = 1/8 of the Slow pathway's width."""
-    strides = (1,) + (2,) * (len(depths) - 1)
-    stages = tuple(StageConfig(d, (3,), stride=s) for d, s in zip(depths, strides, strict=True))
-    return PathwayConfig(width, stages, stem or StemConfig(kernel=(5, 7, 7)))
-
-
-def _slow_r50(num_frames: int, sampling_rate: int) -> ModelConfig:
-    """Slow-only, T x tau = ``num_frames`` x ``sampling_rate``."""
-    return ModelConfig(
-        name=f"slow_r50_{num_frames}x{sampling_rate}",
-        num_frames=num_frames,
-        sampling_rate=sampling_rate,
-        crop_size=224,
-        pathways=(slow_pathway(RESNET_DEPTHS[50]),),
+    Args:
+        depths: blocks of each stage.
+        kernels: temporal kernels of each stage.
+        all_temporal: whether all blocks have them, and not just as many as R50 has.
+        non_local: non-local blocks by stage ("res4").
+    """
+    non_local = non_local or {}
+    return tuple(
+        StageConfig(
+            depth,
+            kernel,
+            temporal_blocks=None if all_temporal or depth <= first else first,
+            stride=1 if name == "res2" else 2,
+            non_local=non_local.get(name),
+        )
+        for name, depth, kernel, first in zip(STAGES, depths, kernels, TEMPORAL_BLOCKS, strict=True)
     )
 
 
-def _slowfast_r50(slow_frames: int, slow_rate: int, alpha: int, fusion_kernel: int) -> ModelConfig:
-    """SlowFast, T x tau = ``slow_frames`` x ``slow_rate`` for the Slow pathway."""
+def slow_config(
+    num_frames: int, sampling_rate: int, *, depth: int = 50, non_local: Mapping[str, NonLocalConfig] | None = None
+) -> ModelConfig:
+    """Slow-only, T x tau = ``num_frames`` x ``sampling_rate``.
+
+    Args:
+        num_frames, sampling_rate: of the clip.
+        depth: of the ResNet, see `RESNET_DEPTHS`.
+        non_local: non-local blocks by stage.
+    """
+    stages = resnet_stages(RESNET_DEPTHS[depth], SLOW_KERNELS, non_local=non_local)
     return ModelConfig(
-        name=f"slowfast_r50_{slow_frames}x{slow_rate}",
+        name=f"slow_r{depth}{'_nl' if non_local else ''}_{num_frames}x{sampling_rate}",
+        num_frames=num_frames,
+        sampling_rate=sampling_rate,
+        crop_size=224,
+        pathways=(PathwayConfig(64, stages),),
+    )
+
+
+def slowfast_config(
+    slow_frames: int,
+    slow_rate: int,
+    *,
+    alpha: int,
+    depth: int = 50,
+    fast_depth: int | None = None,
+    fast_width: int = 8,
+    fusion_kernel: int = 5,
+    all_temporal: Collection[str] = (),
+    non_local: Mapping[str, NonLocalConfig] | None = None,
+) -> ModelConfig:
+    """SlowFast, T x tau = ``slow_frames`` x ``slow_rate`` for the Slow pathway.
+
+    Args:
+        slow_frames, slow_rate: of the Slow pathway's clip.
+        alpha: the Fast clip has this many times the frames, at 1/alpha of the rate.
+        depth: of the Slow pathway's ResNet, see `RESNET_DEPTHS`.
+        fast_depth: of the Fast pathway's; None: the same.
+        fast_width: channels of the Fast stem: 64 times the paper's beta.
+        fusion_kernel: temporal size of the lateral convolutions.
+        all_temporal: pathways ("slow", "fast") in which all blocks of a stage have its temporal kernel, and not just as
+            many as R50 has: both for PySlowFast's R101_101_101, "fast" for R101_50_101.
+        non_local: non-local blocks of the Slow pathway, by stage.
+    """
+    slow = resnet_stages(RESNET_DEPTHS[depth], SLOW_KERNELS, all_temporal="slow" in all_temporal, non_local=non_local)
+    fast = resnet_stages(RESNET_DEPTHS[fast_depth or depth], FAST_KERNELS, all_temporal="fast" in all_temporal)
+    return ModelConfig(
+        name=f"slowfast_r{depth}{'_nl' if non_local else ''}_{slow_frames}x{slow_rate}",
         num_frames=slow_frames * alpha,
         sampling_rate=slow_rate // alpha,
         crop_size=224,
-        pathways=(slow_pathway(RESNET_DEPTHS[50]), fast_pathway(RESNET_DEPTHS[50])),
+        pathways=(PathwayConfig(64, slow), PathwayConfig(fast_width, fast, StemConfig(kernel=(5, 7, 7)))),
         alpha=alpha,
         lateral=LateralConfig(kernel_size=fusion_kernel),
     )
@@ -62,7 +127,7 @@ def _slow_tiny() -> ModelConfig:
         num_frames=4,
         sampling_rate=8,
         crop_size=96,
-        pathways=(slow_pathway(_TINY_DEPTHS, width=16, stem=_TINY_STEM),),
+        pathways=(PathwayConfig(16, resnet_stages(_TINY_DEPTHS, SLOW_KERNELS), _TINY_STEM),),
         head=_TINY_HEAD,
     )
 
@@ -74,8 +139,8 @@ def _slowfast_tiny() -> ModelConfig:
         sampling_rate=1,
         crop_size=96,
         pathways=(
-            slow_pathway(_TINY_DEPTHS, width=16, stem=_TINY_STEM),
-            fast_pathway(_TINY_DEPTHS, width=4, stem=_TINY_STEM),
+            PathwayConfig(16, resnet_stages(_TINY_DEPTHS, SLOW_KERNELS), _TINY_STEM),
+            PathwayConfig(4, resnet_stages(_TINY_DEPTHS, FAST_KERNELS), _TINY_STEM),
         ),
         alpha=8,
         lateral=LateralConfig(),
@@ -86,10 +151,20 @@ def _slowfast_tiny() -> ModelConfig:
 _PRESETS = {
     config.name: config
     for config in (
-        _slow_r50(4, 16),
-        _slow_r50(8, 8),
-        _slowfast_r50(4, 16, alpha=8, fusion_kernel=5),
-        _slowfast_r50(8, 8, alpha=4, fusion_kernel=7),
+        slow_config(4, 16),
+        slow_config(8, 8),
+        slow_config(4, 16, non_local=R50_NON_LOCAL),
+        slow_config(8, 8, non_local=R50_NON_LOCAL),
+        slow_config(16, 8, depth=101),
+        slowfast_config(4, 16, alpha=8),
+        slowfast_config(8, 8, alpha=4, fusion_kernel=7),
+        slowfast_config(16, 8, alpha=4, fusion_kernel=7),
+        slowfast_config(4, 16, alpha=8, non_local=R50_NON_LOCAL),
+        slowfast_config(8, 8, alpha=4, non_local=R50_NON_LOCAL),
+        slowfast_config(8, 8, alpha=4, depth=101),
+        slowfast_config(16, 8, alpha=4, depth=101),
+        slowfast_config(8, 8, alpha=4, depth=101, non_local=R101_NON_LOCAL),
+        slowfast_config(16, 8, alpha=4, depth=101, non_local=R101_NON_LOCAL),
         _slow_tiny(),
         _slowfast_tiny(),
     )

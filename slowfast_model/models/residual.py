@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from slowfast_model.models.config import EXPANSION, StageConfig
 from slowfast_model.models.convolution import ConvNorm
+from slowfast_model.models.non_local import NonLocalBlock
 
 
 class Bottleneck(nn.Module):
@@ -39,16 +40,21 @@ class Bottleneck(nn.Module):
         return self.c(x), shortcut
 
 
-def join(branch: Tensor, shortcut: Tensor) -> Tensor:
-    """A block's output, written over ``branch``, the fresh output of a batch norm."""
-    return F.relu(branch.add_(shortcut), inplace=True)
+def join(branch: Tensor, shortcut: Tensor | None) -> Tensor:
+    """A layer's output from its terms, written over ``branch``, the fresh output of a batch norm.
+
+    Without a shortcut the branch is the output already.
+    """
+    return branch if shortcut is None else F.relu(branch.add_(shortcut), inplace=True)
 
 
-class ResidualStage(nn.ModuleList):
+class ResidualStage(nn.ModuleDict):
     """The blocks of one stage; the first one carries the stride and the change of channels.
 
+    Its layers run in the order of the dictionary: residual blocks "0", "1", ... and the non-local blocks between them.
+
     Args:
-        config: depth, temporal kernels, stride, dilation.
+        config: depth, temporal kernels, stride, dilation, non-local blocks.
         in_channels: channels of the input, those of a lateral connection included.
         inner_channels: channels inside the blocks.
     """
@@ -57,12 +63,14 @@ class ResidualStage(nn.ModuleList):
         super().__init__()
         for index, kernel in enumerate(config.block_kernels):
             stride = config.stride if index == 0 else 1
-            self.append(Bottleneck(in_channels, inner_channels, kernel, stride, config.dilation))
+            self[str(index)] = Bottleneck(in_channels, inner_channels, kernel, stride, config.dilation)
             in_channels = EXPANSION * inner_channels
+            if config.non_local is not None and index in config.non_local.after_blocks:
+                self[f"non_local{index}"] = NonLocalBlock(in_channels, config.non_local)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last block's (branch, shortcut), each [N, 4 * inner_channels, T, H', W']; see `Bottleneck.forward`."""
-        *blocks, last = self
-        for block in blocks:
-            x = join(*block(x))
-        return last(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last layer's terms, each [N, 4 * inner_channels, T, H', W']; `join` makes the output of them."""
+        terms: tuple[Tensor, Tensor | None] = (x, None)
+        for layer in self.values():
+            terms = layer(join(*terms))
+        return terms

@@ -11,8 +11,8 @@ from torch._subclasses import FakeTensor
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.roi_align_3d import ops, reference
 
-BACKENDS = OpBackends("roi_align_3d")
-POOL_BACKENDS = OpBackends("roi_align_3d_pool")
+BACKENDS = OpBackends("roi_align_3d", cuda=True)
+POOL_BACKENDS = OpBackends("roi_align_3d_pool", cuda=True)
 
 
 def roi_align_3d(
@@ -74,7 +74,8 @@ def roi_align_3d(
     if len(size) != 3:
         raise ValueError(f"output_size must be an int or (t, h, w), got {output_size}")
     size = _checked_size(features.shape[2] if size[0] is None else size[0], *size[1:])
-    if BACKENDS.select(features) == "reference":
+    backend = BACKENDS.select(features)
+    if backend == "reference":
         return reference.roi_align_3d(features, rois, size, *options)
     return ops.roi_align_3d(features, rois, size, *options)
 
@@ -112,7 +113,8 @@ def roi_align_3d_pool(
     if len(size) not in (2, 3):
         raise ValueError(f"output_size must be an int, (h, w) or (t, h, w), got {output_size}")
     size = _checked_size(*((1, *size) if len(size) == 2 else size))
-    if POOL_BACKENDS.select(features) == "reference":
+    backend = POOL_BACKENDS.select(features)
+    if backend == "reference":
         return reference.roi_align_3d_pool(features, rois, size, *options)
     return ops.roi_align_3d_pool(features, rois, size, *options)[0]
 

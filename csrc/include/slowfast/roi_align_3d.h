@@ -5,6 +5,12 @@
 
 namespace slowfast {
 
+enum class RoIKind { kBoxes, kCuboids, kTubelets };
+
+inline RoIKind roi_kind(const TensorView& rois) {
+  return rois.ndim == 3 ? RoIKind::kTubelets : (rois.size(1) == 7 ? RoIKind::kCuboids : RoIKind::kBoxes);
+}
+
 struct RoIAlign3DOptions {
   int64_t bins[3];  // t, h, w
   double spatial_scale, temporal_scale;
@@ -19,13 +25,16 @@ struct RoIAlign3DParams {
   TensorView rois;       // float32 or float64 [R, 5], [R, 7] or [R, T, 5]
   TensorView output;     // [R, C, t, h, w]; pool: [R, C]
   TensorView argmax;     // pool: int64 [R, C], the bin that is the maximum, as p * w + q
-  TensorView workspace;  // uint8, roi_align_3d_workspace_bytes_cpu() of them
+  TensorView workspace;  // uint8, as many as roi_align_3d_workspace_bytes_cpu() or _cuda() says
   RoIAlign3DOptions options;
 };
 
-// What a CPU kernel needs for these features (and rois, options); their workspace and outputs are not looked at.
+// What a kernel needs for these features (and rois, options); their workspace and outputs are not looked at.
 int64_t roi_align_3d_workspace_bytes_cpu(const RoIAlign3DParams& params, int num_threads);
 void roi_align_3d_forward_cpu(const RoIAlign3DParams& params, int num_threads);
 void roi_align_3d_backward_cpu(const RoIAlign3DParams& params, int num_threads);
+int64_t roi_align_3d_workspace_bytes_cuda(const RoIAlign3DParams& params);
+void roi_align_3d_forward_cuda(const RoIAlign3DParams& params, int device, void* stream);
+void roi_align_3d_backward_cuda(const RoIAlign3DParams& params, int device, void* stream);
 
 }  // namespace slowfast

@@ -1,8 +1,8 @@
 // Where RoIAlign samples and how much each pixel weighs in a bin, one axis at a time: the mean over a bin's grid of
 // (tri)linear samples is a product of one such weight per axis. Shared by the CPU and CUDA kernels.
 //
-// Positions are computed in P, float or double, in one fixed order of operations and without fused multiply-adds where
-// the target has none by default: the number of adaptive samples is a rounding-up, which one bit more would change.
+// Positions are computed in P, float or double, in one fixed order of operations and without fused multiply-adds on
+// x86-64 and on GPUs: the number of adaptive samples is a rounding-up, which one bit more would change.
 #pragma once
 
 #include <cmath>
@@ -26,6 +26,19 @@ struct PixelRange {
   }
 };
 
+// a * b, rounded before anything is added to it.
+template <typename P>
+SF_HOST_DEVICE inline P rounded_product(P a, P b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(P) == sizeof(double))
+    return __dmul_rn(a, b);
+  else
+    return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // One axis of a RoI in feature pixels, cut into bins of `bin_length` with `samples` samples each.
 template <typename P>
 struct RoIAxis {
@@ -37,7 +50,7 @@ struct RoIAxis {
   SF_HOST_DEVICE static RoIAxis make(P low, P high, P scale, int64_t bins, int64_t sampling_ratio, bool aligned) {
     if (low != low || high != high) return {0, 0, 0, false};
     const P offset = aligned ? P(0.5) : P(0);
-    const P start = clamp(low * scale) - offset, end = clamp(high * scale) - offset;
+    const P start = clamp(rounded_product(low, scale)) - offset, end = clamp(rounded_product(high, scale)) - offset;
     P length = end - start;
     if (!aligned && length < 1) length = 1;
     const P bin_length = length / static_cast<P>(bins);
@@ -52,13 +65,14 @@ struct RoIAxis {
   }
 };
 
-// Adds `scale` times the mean over the samples of one bin to weights[0, size), and the pixels touched to `touched`.
-template <typename P, typename W>
-SF_HOST_DEVICE void add_bin_weights(const RoIAxis<P>& axis, int64_t bin, int64_t size, W scale, W* weights,
+// Adds `scale` times the mean over the samples of one bin to weights[0 to size - 1], a pointer or another thing with an
+// index, and the pixels touched to `touched`.
+template <typename P, typename W, typename Weights>
+SF_HOST_DEVICE void add_bin_weights(const RoIAxis<P>& axis, int64_t bin, int64_t size, W scale, const Weights& weights,
                                     PixelRange& touched) {
   if (axis.samples == 0) return;
   const P samples = static_cast<P>(axis.samples);
-  const P bin_start = axis.start + static_cast<P>(bin) * axis.bin_length;
+  const P bin_start = axis.start + rounded_product(static_cast<P>(bin), axis.bin_length);
   int64_t first = 0, last = axis.samples;
   if (axis.adaptive) {
     // Two adaptive samples are more than half a pixel apart: few of them are near the image, however large the box.
