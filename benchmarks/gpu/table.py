@@ -42,9 +42,9 @@ def markdown(results: dict[str, Any]) -> str:
         f"- measured matrix rate, TFLOP/s: {rates}",
         *(f"- {outcome}" for outcome in results["outcomes"]),
         "",
-        "Times are medians on the device, over inputs that are rotated past its cache, in one run. A row has a time only",
-        "if its results equal the reference's within the error shown (relative, by the norm; the largest of all results).",
-        "Bytes are the least that must move. `x eager` is the time of the eager composition divided by the row's.",
+        "Times are medians on the device, over inputs that are rotated past its cache, in one run. A row has a time",
+        "only if its results equal the reference's within the error shown (relative, by the norm; the largest of all",
+        "results). Bytes are the least that must move. `x eager` is the eager composition's time over the row's.",
     ]
     for op in dict.fromkeys(row["op"] for row in results["rows"]):
         for direction in dict.fromkeys(row["direction"] for row in results["rows"] if row["op"] == op):
