@@ -13,8 +13,10 @@ from slowfast_model.models.fields import from_plain, require, require_choice, to
 
 NonLocalInstantiation = Literal["dot_product", "softmax"]
 
+BlockType = Literal["bottleneck", "basic"]
+
 PATHWAY_NAMES = ("slow", "fast")
-EXPANSION = 4  # output channels of a bottleneck block per channel of its 1x3x3 convolution
+EXPANSION = {"bottleneck": 4, "basic": 1}  # output channels of a block per channel of a pathway without groups
 
 
 def _is_odd(kernel: int) -> bool:
@@ -73,7 +75,7 @@ class NonLocalConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One residual stage (res2, res3, ...) of one pathway, built of bottleneck blocks.
+    """One residual stage (res2, res3, ...) of one pathway.
 
     Attributes:
         depth: number of blocks.
@@ -132,26 +134,51 @@ class PathwayConfig:
 
     Attributes:
         width: channels of conv1. Stage i (from 0) has ``width * 2**i`` channels inside its blocks, and 4 times as many
-            at its output. The Fast pathway has a fraction beta of the Slow one's width.
+            at its output (as many with basic blocks). The Fast pathway has a fraction beta of the Slow one's width.
         stages: res2, res3, ...
         stem: conv1 and pool1.
         in_channels: channels of the clip.
+        block: "bottleneck" (R50 and deeper) or "basic" (R18, R34).
+        groups: of the bottlenecks' 3x3 convolutions (ResNeXt).
+        inner_width: channels inside the bottlenecks of the first stage, doubled in each that follows; None: ``width``.
     """
 
     width: int
     stages: tuple[StageConfig, ...]
     stem: StemConfig = field(default_factory=StemConfig)
     in_channels: int = 3
+    block: BlockType = "bottleneck"
+    groups: int = 1
+    inner_width: int | None = None
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "pathway.width", self.width, "1 or more")
         require(len(self.stages) >= 1, "pathway.stages", self.stages, "one or more stages")
         require(self.in_channels >= 1, "pathway.in_channels", self.in_channels, "1 or more")
+        require_choice(BlockType, "pathway.block", self.block)
+        if self.block == "basic":
+            require(self.groups == 1, "pathway.groups", self.groups, "1 for basic blocks")
+            require(self.inner_width is None, "pathway.inner_width", self.inner_width, "null for basic blocks")
+        inner = self.inner_channels[0]
+        require(inner >= 1, "pathway.inner_width", self.inner_width, "1 or more")
+        require(
+            self.groups >= 1 and inner % self.groups == 0,
+            "pathway.groups",
+            self.groups,
+            f"a divisor of {inner}, the channels inside the first stage's blocks",
+        )
 
     @property
     def level_channels(self) -> tuple[int, ...]:
         """Channels at the output of the stem and of each stage."""
-        return (self.width, *(self.width * EXPANSION * 2**i for i in range(len(self.stages))))
+        expansion = EXPANSION[self.block]
+        return (self.width, *(self.width * expansion * 2**i for i in range(len(self.stages))))
+
+    @property
+    def inner_channels(self) -> tuple[int, ...]:
+        """Channels inside the blocks of each stage."""
+        inner = self.width if self.inner_width is None else self.inner_width
+        return tuple(inner * 2**i for i in range(len(self.stages)))
 
     @property
     def level_strides(self) -> tuple[int, ...]:

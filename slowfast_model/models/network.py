@@ -70,9 +70,9 @@ class VideoNetwork(nn.Module):
 
     def _build_pathway(self, config: PathwayConfig, added_channels: list[int]) -> nn.ModuleDict:
         levels = nn.ModuleDict({"stem": Stem(config)})
-        for index, stage in enumerate(config.stages):
+        for index in range(len(config.stages)):
             in_channels = config.level_channels[index] + added_channels[index]
-            levels[self.level_names[index + 1]] = ResidualStage(stage, in_channels, config.width * 2**index)
+            levels[self.level_names[index + 1]] = ResidualStage(config, index, in_channels)
         return levels
 
     def forward(self, pathways: Sequence[Tensor], rois: Tensor | None = None) -> Tensor:
