@@ -10,7 +10,7 @@ from slowfast_model.models.config import (
     StemConfig,
 )
 from slowfast_model.models.network import VideoNetwork, build_model
-from slowfast_model.models.presets import get_preset, list_presets, slow_config, slowfast_config
+from slowfast_model.models.presets import fast_config, get_preset, list_presets, slow_config, slowfast_config
 
 __all__ = [
     "HeadConfig",
@@ -22,6 +22,7 @@ __all__ = [
     "StemConfig",
     "VideoNetwork",
     "build_model",
+    "fast_config",
     "get_preset",
     "list_presets",
     "slow_config",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from slowfast_model.models.non_local import NonLocalBlock
-from slowfast_model.models.residual import Bottleneck
+from slowfast_model.models.residual import BasicBlock, Bottleneck
 
 
 def initialize(model: nn.Module) -> None:
@@ -22,7 +22,7 @@ def initialize(model: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, Bottleneck):
-            nn.init.zeros_(module.c.bn.weight)
+        elif isinstance(module, (Bottleneck, BasicBlock)):
+            nn.init.zeros_(module.last_norm.weight)
         elif isinstance(module, NonLocalBlock):
             nn.init.zeros_(module.bn.weight)

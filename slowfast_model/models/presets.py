@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Literal
 
 from slowfast_model.errors import InputError
 from slowfast_model.models.config import (
@@ -15,8 +17,12 @@ from slowfast_model.models.config import (
     StageConfig,
     StemConfig,
 )
+from slowfast_model.models.fields import require, require_choice
 
-RESNET_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+FastInput = Literal["rgb", "half_resolution", "grey", "time_difference", "optical_flow"]
+
+RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BASIC_DEPTHS = (18, 34)  # the depths with basic blocks
 # Only this many first blocks of a stage have temporal kernels, however deep it is. The paper does not say so, but no
 # other number gives the cost of its R101 networks; PySlowFast calls it R101_50_50.
 TEMPORAL_BLOCKS = (3, 4, 6, 3)
@@ -26,6 +32,8 @@ R101_NON_LOCAL = {"res4": NonLocalConfig((6, 13, 20), pool=(2, 2, 2))}  # in res
 STAGES = ("res2", "res3", "res4", "res5")
 SLOW_KERNELS = ((1,), (1,), (3,), (3,))  # Table 1: temporal convolutions in the last two stages only
 FAST_KERNELS = ((3,), (3,), (3,), (3,))  # and everywhere
+I3D_KERNELS = ((3,), (3, 1), (3, 1), (1, 3))
+FAST_STEM = StemConfig(kernel=(5, 7, 7))
 
 
 def resnet_stages(
@@ -56,24 +64,51 @@ def resnet_stages(
     )
 
 
-def slow_config(
-    num_frames: int, sampling_rate: int, *, depth: int = 50, non_local: Mapping[str, NonLocalConfig] | None = None
-) -> ModelConfig:
-    """Slow-only, T x tau = ``num_frames`` x ``sampling_rate``.
+def resnet(
+    depth: int,
+    kernels: tuple[tuple[int, ...], ...],
+    stem: StemConfig,
+    *,
+    width: int = 64,
+    all_temporal: bool = False,
+    non_local: Mapping[str, NonLocalConfig] | None = None,
+) -> PathwayConfig:
+    """A pathway of one of the `RESNET_DEPTHS`; the other arguments as for `PathwayConfig` and `resnet_stages`.
 
-    Args:
-        num_frames, sampling_rate: of the clip.
-        depth: of the ResNet, see `RESNET_DEPTHS`.
-        non_local: non-local blocks by stage.
+    Raises:
+        InputError: another depth.
     """
-    stages = resnet_stages(RESNET_DEPTHS[depth], SLOW_KERNELS, non_local=non_local)
+    require(depth in RESNET_DEPTHS, "depth", depth, f"one of {', '.join(map(str, RESNET_DEPTHS))}")
+    stages = resnet_stages(RESNET_DEPTHS[depth], kernels, all_temporal=all_temporal, non_local=non_local)
+    return PathwayConfig(width, stages, stem, block="basic" if depth in BASIC_DEPTHS else "bottleneck")
+
+
+def single_pathway_config(
+    family: str, depth: int, num_frames: int, sampling_rate: int, pathway: PathwayConfig
+) -> ModelConfig:
+    """A network of one pathway, named after its family, depth and clip."""
+    non_local = any(stage.non_local is not None for stage in pathway.stages)
     return ModelConfig(
-        name=f"slow_r{depth}{'_nl' if non_local else ''}_{num_frames}x{sampling_rate}",
+        name=f"{family}_r{depth}{'_nl' if non_local else ''}_{num_frames}x{sampling_rate}",
         num_frames=num_frames,
         sampling_rate=sampling_rate,
         crop_size=224,
-        pathways=(PathwayConfig(64, stages),),
+        pathways=(pathway,),
     )
+
+
+def slow_config(
+    num_frames: int, sampling_rate: int, *, depth: int = 50, non_local: Mapping[str, NonLocalConfig] | None = None
+) -> ModelConfig:
+    """Slow-only, T x tau = ``num_frames`` x ``sampling_rate``; ``non_local``: non-local blocks by stage ("res4")."""
+    pathway = resnet(depth, SLOW_KERNELS, StemConfig(), non_local=non_local)
+    return single_pathway_config("slow", depth, num_frames, sampling_rate, pathway)
+
+
+def fast_config(num_frames: int, sampling_rate: int, *, depth: int = 50, width: int = 8) -> ModelConfig:
+    """Fast-only. With the Fast pathway's own kernels it would cost more than in the paper, with I3D's it does not."""
+    pathway = resnet(depth, I3D_KERNELS, FAST_STEM, width=width)
+    return single_pathway_config("fast", depth, num_frames, sampling_rate, pathway)
 
 
 def slowfast_config(
@@ -84,6 +119,7 @@ def slowfast_config(
     depth: int = 50,
     fast_depth: int | None = None,
     fast_width: int = 8,
+    fast_input: FastInput = "rgb",
     fusion_kernel: int = 5,
     all_temporal: Collection[str] = (),
     non_local: Mapping[str, NonLocalConfig] | None = None,
@@ -96,19 +132,30 @@ def slowfast_config(
         depth: of the Slow pathway's ResNet, see `RESNET_DEPTHS`.
         fast_depth: of the Fast pathway's; None: the same.
         fast_width: channels of the Fast stem: 64 times the paper's beta.
+        fast_input: what the Fast pathway sees (Table 5c): "rgb", or made of it "half_resolution", "grey" or
+            "time_difference"; "optical_flow": its clip has two channels.
         fusion_kernel: temporal size of the lateral convolutions.
         all_temporal: pathways ("slow", "fast") in which all blocks of a stage have its temporal kernel, and not just as
             many as R50 has: both for PySlowFast's R101_101_101, "fast" for R101_50_101.
-        non_local: non-local blocks of the Slow pathway, by stage.
+        non_local: non-local blocks of the Slow pathway, by stage ("res4").
+
+    Raises:
+        InputError: a depth that there is none of, or a rate that ``alpha`` does not divide.
     """
-    slow = resnet_stages(RESNET_DEPTHS[depth], SLOW_KERNELS, all_temporal="slow" in all_temporal, non_local=non_local)
-    fast = resnet_stages(RESNET_DEPTHS[fast_depth or depth], FAST_KERNELS, all_temporal="fast" in all_temporal)
+    require_choice(FastInput, "fast_input", fast_input)
+    require(slow_rate % alpha == 0, "slow_rate", slow_rate, f"a multiple of alpha = {alpha}")
+    slow = resnet(depth, SLOW_KERNELS, StemConfig(), all_temporal="slow" in all_temporal, non_local=non_local)
+    fast = resnet(fast_depth or depth, FAST_KERNELS, FAST_STEM, width=fast_width, all_temporal="fast" in all_temporal)
+    if fast_input == "optical_flow":
+        fast = replace(fast, in_channels=2)
+    elif fast_input != "rgb":
+        fast = replace(fast, input_transform=fast_input)
     return ModelConfig(
         name=f"slowfast_r{depth}{'_nl' if non_local else ''}_{slow_frames}x{slow_rate}",
         num_frames=slow_frames * alpha,
         sampling_rate=slow_rate // alpha,
         crop_size=224,
-        pathways=(PathwayConfig(64, slow), PathwayConfig(fast_width, fast, StemConfig(kernel=(5, 7, 7)))),
+        pathways=(slow, fast),
         alpha=alpha,
         lateral=LateralConfig(kernel_size=fusion_kernel),
     )
@@ -155,7 +202,14 @@ _PRESETS = {
         slow_config(8, 8),
         slow_config(4, 16, non_local=R50_NON_LOCAL),
         slow_config(8, 8, non_local=R50_NON_LOCAL),
+        slow_config(8, 8, depth=18),
+        slow_config(8, 8, depth=34),
+        slow_config(8, 8, depth=101),
         slow_config(16, 8, depth=101),
+        slow_config(8, 8, depth=152),
+        fast_config(32, 2),
+        slowfast_config(4, 16, alpha=8, depth=18),
+        slowfast_config(4, 16, alpha=8, depth=34),
         slowfast_config(4, 16, alpha=8),
         slowfast_config(8, 8, alpha=4, fusion_kernel=7),
         slowfast_config(16, 8, alpha=4, fusion_kernel=7),
@@ -165,6 +219,7 @@ _PRESETS = {
         slowfast_config(16, 8, alpha=4, depth=101),
         slowfast_config(8, 8, alpha=4, depth=101, non_local=R101_NON_LOCAL),
         slowfast_config(16, 8, alpha=4, depth=101, non_local=R101_NON_LOCAL),
+        slowfast_config(8, 8, alpha=4, depth=152),
         _slow_tiny(),
         _slowfast_tiny(),
     )

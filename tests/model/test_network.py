@@ -228,7 +228,7 @@ def test_initial_weights() -> None:
 
 
 def test_blocks_start_as_the_identity() -> None:
-    block = Bottleneck(32, 8, 3, stride=1, dilation=1)
+    block = Bottleneck(32, 8, 32, temporal_kernel=3)
     nn.init.zeros_(block.c.bn.weight)
     x = torch.rand(2, 32, 4, 6, 6)
     assert torch.equal(join(*block(x)), x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_model.errors import InputError
-from slowfast_model.models import NonLocalConfig, StageConfig, build_model, get_preset
+from slowfast_model.models import NonLocalConfig, PathwayConfig, StageConfig, build_model, get_preset
 from slowfast_model.models.non_local import NonLocalBlock
 from slowfast_model.models.residual import ResidualStage, join
 
@@ -61,7 +61,7 @@ def test_every_position_attends_to_all(
 
 
 def test_blocks_follow_the_residual_blocks_that_the_configuration_names() -> None:
-    stage = ResidualStage(StageConfig(3, non_local=NonLocalConfig((0, 2))), 8, 4)
+    stage = ResidualStage(PathwayConfig(4, (StageConfig(3, non_local=NonLocalConfig((0, 2))),)), 0, in_channels=8)
     assert list(stage) == ["0", "non_local0", "1", "2", "non_local2"]
     x = torch.randn(2, 8, 2, 4, 4)
     expected = x
