@@ -23,6 +23,7 @@ from tests.ops.op_tester import (
     only_on_a_gpu,
     only_real_targets,
     outputs_and_gradients,
+    skip_below_gpu_memory,
 )
 from tests.ops.property_testing import given, settings, st
 
@@ -156,6 +157,7 @@ class TestManyTiles:
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
     def test_more_than_2_to_the_31_elements(self, large, memory_format, target):
         """The last rows, whose offsets do not fit 32 bits, against the reference on those rows alone."""
+        skip_below_gpu_memory(30)
         slow_channels, frames, fast_channels = (250, 1, 8) if large == "output" else (1, 8, 33)
         options = {"dtype": torch.bfloat16, "device": target.device}
         slow = torch.randn(1, slow_channels, frames, 2900, 2900, **options).contiguous(memory_format=memory_format)
