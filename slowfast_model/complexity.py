@@ -5,6 +5,7 @@ The network runs once on fake tensors, which have shapes and no memory, so that 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +19,17 @@ from slowfast_model.commands import parse_arguments, run_command
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig, VideoNetwork, build_model, get_preset
 from slowfast_model.models.network import HeadType
+from slowfast_model.models.non_local import Attention
 from slowfast_ops import LateralConvConcat
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one convolution or fully connected layer costs for one clip.
+    """What one convolution, fully connected layer or attention costs for one clip.
 
     Attributes:
         name: of the module.
-        operator: "conv" or "linear".
+        operator: "conv", "linear", or "attention" (the two matrix products of a non-local block).
         multiply_adds: what the paper and PySlowFast call FLOPs; padding counts as any other input.
         activations: elements that the layer writes.
     """
@@ -39,11 +41,16 @@ class LayerCost:
 
     @property
     def stage(self) -> str:
-        """Part of the network that the layer is in: "slow.res2", "fast.stem", "lateral.res3", "head"."""
-        first, *rest = self.name.split(".")
-        if first == "pathways":
-            return ".".join(rest[:2])
-        return ".".join([first, *rest[:1]]) if first == "lateral" else first
+        """Part of the network that the layer is in, see `stage_of`."""
+        return stage_of(self.name)
+
+
+def stage_of(name: str) -> str:
+    """Part of the network that a module or parameter is in: "slow.res2", "fast.stem", "lateral.res3", "head"."""
+    first, *rest = name.split(".")
+    if first == "pathways":
+        return ".".join(rest[:2])
+    return ".".join([first, rest[0]]) if first in ("lateral", "slow_to_fast") else first
 
 
 @dataclass(frozen=True)
@@ -104,10 +111,9 @@ def measure_complexity(
         raise InputError(f"crop_size is {side}: expected 1 or more")
     if num_boxes < 0:
         raise InputError(f"num_boxes is {num_boxes}: expected 0 or more")
-    layers: list[LayerCost] = []
-    with torch.no_grad(), FakeTensorMode():
-        network = build_model(config, num_classes=num_classes, head=head).eval()
-        _watch(network, "", layers)
+    mode, network, layers = _watched_network(config, num_classes, head)
+    layers.clear()
+    with torch.no_grad(), mode:
         clips = [
             torch.empty(1, pathway.in_channels, frames, side, side)
             for pathway, frames in zip(config.pathways, config.pathway_frames, strict=True)
@@ -116,13 +122,23 @@ def measure_complexity(
             network.predict(clips)
         else:
             network.predict(clips, torch.empty(num_boxes, 5))
-    stages = dict.fromkeys(layer.stage for layer in layers)
-    return Complexity(tuple(layers), {stage: _count_parameters(network, stage) for stage in stages})
+    stages = dict.fromkeys((layer.stage for layer in layers), 0)
+    for name, parameter in network.named_parameters():
+        stages[stage_of(name)] = stages.get(stage_of(name), 0) + parameter.numel()
+    return Complexity(tuple(layers), stages)
 
 
-def _count_parameters(network: VideoNetwork, stage: str) -> int:
-    name = stage if stage.startswith(("lateral", "head")) else f"pathways.{stage}"
-    return sum(parameter.numel() for parameter in network.get_submodule(name).parameters())
+@functools.lru_cache(maxsize=1)  # for another size of the same network: building takes longer than running
+def _watched_network(
+    config: ModelConfig, num_classes: int, head: HeadType
+) -> tuple[FakeTensorMode, VideoNetwork, list[LayerCost]]:
+    """A network of fake tensors, and the list to which its layers append their costs when it runs."""
+    layers: list[LayerCost] = []
+    mode = FakeTensorMode()
+    with torch.no_grad(), mode:
+        network = build_model(config, num_classes=num_classes, head=head).eval()
+        _watch(network, "", layers)
+    return mode, network, layers
 
 
 def _watch(module: nn.Module, name: str, layers: list[LayerCost]) -> None:
@@ -133,6 +149,8 @@ def _watch(module: nn.Module, name: str, layers: list[LayerCost]) -> None:
         module.register_forward_hook(_recorder(name, "conv", module, layers))
     elif isinstance(module, nn.Linear):
         module.register_forward_hook(_recorder(name, "linear", module, layers))
+    elif isinstance(module, Attention):
+        module.register_forward_hook(_attention_recorder(name, layers))
     else:
         for child_name, child in module.named_children():
             _watch(child, f"{name}.{child_name}" if name else child_name, layers)
@@ -147,6 +165,15 @@ def _recorder(
         channels = output.shape[1 if operator == "conv" else -1]
         activations = output.numel() // channels * out_features  # a lateral connection's output has other channels too
         layers.append(LayerCost(name, operator, activations * torch.Size(per_output).numel(), activations))
+
+    return record
+
+
+def _attention_recorder(name: str, layers: list[LayerCost]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        num_keys = inputs[1].shape[1]
+        affinities = output.shape[0] * output.shape[1] * num_keys
+        layers.append(LayerCost(name, "attention", 2 * output.numel() * num_keys, affinities + output.numel()))
 
     return record
 

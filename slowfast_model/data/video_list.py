@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,16 +108,39 @@ def class_folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _rows(lines: Iterable[str], path: Path) -> Iterator[tuple[str, int]]:
-    stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
-    numbered = ((number, line) for number, line in stripped if line)
-    for number, line in numbered:
-        header = _Header.read(line)
-        if header is not None:
-            yield from (header.row(number, line, path) for number, line in numbered)
-        else:
-            yield _row(number, line, path)
-            yield from (_row(number, line, path) for number, line in numbered)
+def find_malformed_rows(path: Path) -> list[str]:
+    """What is wrong with each row of a list that cannot be read, file and line named."""
+    problems: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for _ in _rows(file, path, on_error=lambda error: problems.append(str(error))):
+                pass
+    except OSError as error:
+        return [f"{path}: {error.strerror}"]
+    return problems
+
+
+def _raise(error: InputError) -> None:
+    raise error
+
+
+def _rows(
+    lines: Iterable[str], path: Path, on_error: Callable[[InputError], None] = _raise
+) -> Iterator[tuple[str, int]]:
+    parse: Callable[[int, str, Path], tuple[str, int]] | None = None
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if not line:
+            continue
+        if parse is None:
+            header = _Header.read(line)
+            parse = header.row if header else _row
+            if header:
+                continue
+        try:
+            yield parse(number, line, path)
+        except InputError as error:
+            on_error(error)
 
 
 def _row(number: int, line: str, path: Path) -> tuple[str, int]:

@@ -165,14 +165,41 @@ def _read_bytes(path: str | PathLike[str]) -> bytes:
     return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
 
 
+def find_malformed_rows(path: str | PathLike[str], *, scored: bool) -> list[str]:
+    """What is wrong with each row that `read_groundtruth` (or `read_predicted_boxes`, if scored) would not take."""
+    try:
+        lines = _read_bytes(path).splitlines(keepends=True)
+    except InputError as error:
+        return [str(error)]
+    problems: list[str] = []
+    stretches = [(0, len(lines))]  # halved until the malformed rows stand alone
+    while stretches:
+        first, stop = stretches.pop()
+        try:
+            _parse_boxes(b"".join(lines[first:stop]), path, first + 1, scored=scored, unlabelled=True)
+        except InputError as error:
+            if stop - first == 1:
+                problems.append(str(error))
+            else:
+                middle = (first + stop) // 2
+                stretches += [(middle, stop), (first, middle)]
+    return problems
+
+
 def _read_boxes(path: str | PathLike[str], *, scored: bool, unlabelled: bool) -> LabelledBoxes:
-    data = _read_bytes(path).replace(b'"', b"")
+    return _parse_boxes(_read_bytes(path), path, 1, scored=scored, unlabelled=unlabelled)
+
+
+def _parse_boxes(
+    data: bytes, path: str | PathLike[str], first_line: int, *, scored: bool, unlabelled: bool
+) -> LabelledBoxes:
+    data = data.replace(b'"', b"")
     if not data.endswith(b"\n"):
         data += b"\n"
     keys: dict[FrameKey, int] = {}
     frame_of_spelling: dict[bytes, int] = {}
     frames, boxes, labels, scores = [], [], [], []
-    position, line = 0, 1
+    position, line = 0, first_line
     while position < len(data):
         stop = data.find(b"\n", min(position + _BLOCK_BYTES, len(data) - 1)) + 1
         block = _Block(data[position:stop], path, line)

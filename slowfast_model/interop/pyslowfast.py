@@ -14,6 +14,10 @@ Value = TypeVar("Value")
 _TEMPLATES = (
     ("pathways.{pathway}.{level}.{layer}.{leaf}", "s{level}.pathway{pathway}_stem.{layer}.{leaf}"),
     ("pathways.{pathway}.{level}.{block}.{unit}.{leaf}", "s{level}.pathway{pathway}_res{block}.{unit}.{leaf}"),
+    (
+        "pathways.{pathway}.{level}.non_local{block}.{projection}.{leaf}",
+        "s{level}.pathway{pathway}_nonlocal{block}.{projection}.{leaf}",
+    ),
     ("lateral.{level}.{fusion}.{leaf}", "s{level}_fuse.{fusion}.{leaf}"),
     ("head.projection.{leaf}", "head.projection.{leaf}"),
 )
@@ -27,6 +31,7 @@ _SPELLINGS = {
         "shortcut.conv": "branch1",
         "shortcut.bn": "branch1_bn",
     },
+    "projection": {**{name: f"conv_{name}" for name in ("theta", "phi", "g", "out")}, "bn": "bn"},
     "fusion": {"conv": "conv_f2s", "bn": "bn"},
 }
 _PATTERNS = {"block": r"\d+", "layer": "conv|bn", "leaf": "weight|bias|running_mean|running_var|num_batches_tracked"}

@@ -6,21 +6,19 @@ them (channel counts, feature strides) is stored. A value that makes no sense is
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
-from slowfast_model.errors import InputError
+from slowfast_model.models.fields import from_plain, require, require_choice, to_plain
+
+NonLocalInstantiation = Literal["dot_product", "softmax"]
+
+BlockType = Literal["bottleneck", "basic"]
+InputTransform = Literal["none", "half_resolution", "grey", "time_difference"]
+LateralKind = Literal["time_strided_conv", "time_strided_sample", "time_to_channel_concat", "time_to_channel_sum"]
 
 PATHWAY_NAMES = ("slow", "fast")
-EXPANSION = 4  # output channels of a bottleneck block per channel of its 1x3x3 convolution
-
-
-def _require(condition: bool, where: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"{where} is {value!r}: expected {expected}")
+EXPANSION = {"bottleneck": 4, "basic": 1}  # output channels of a block per channel of a pathway without groups
 
 
 def _is_odd(kernel: int) -> bool:
@@ -42,8 +40,8 @@ class StemConfig:
     pool: bool = True
 
     def __post_init__(self) -> None:
-        _require(all(_is_odd(k) for k in self.kernel), "stem.kernel", self.kernel, "three odd numbers")
-        _require(self.stride >= 1, "stem.stride", self.stride, "1 or more")
+        require(all(_is_odd(k) for k in self.kernel), "stem.kernel", self.kernel, "three odd numbers")
+        require(self.stride >= 1, "stem.stride", self.stride, "1 or more")
 
     @property
     def total_stride(self) -> int:
@@ -52,8 +50,34 @@ class StemConfig:
 
 
 @dataclass(frozen=True)
+class NonLocalConfig:
+    """Non-local blocks in a stage: every position attends to all positions of the clip (Wang et al., CVPR 2018).
+
+    Attributes:
+        after_blocks: the residual blocks (from 0) that a non-local block follows.
+        instantiation: "dot_product", affinities divided by their number, or "softmax".
+        pool: (time, height, width) of the max pooling of what is attended to; (1, 1, 1) for none. The paper's figures
+            come from (2, 2, 2), most of PySlowFast's configurations have (1, 2, 2).
+    """
+
+    after_blocks: tuple[int, ...]
+    instantiation: NonLocalInstantiation = "dot_product"
+    pool: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.after_blocks) > 0 and sorted(set(self.after_blocks)) == list(self.after_blocks),
+            "non_local.after_blocks",
+            self.after_blocks,
+            "one or more different numbers in rising order",
+        )
+        require_choice(NonLocalInstantiation, "non_local.instantiation", self.instantiation)
+        require(min(self.pool) >= 1, "non_local.pool", self.pool, "three numbers of 1 or more")
+
+
+@dataclass(frozen=True)
 class StageConfig:
-    """One residual stage (res2, res3, ...) of one pathway, built of bottleneck blocks.
+    """One residual stage (res2, res3, ...) of one pathway.
 
     Attributes:
         depth: number of blocks.
@@ -63,6 +87,7 @@ class StageConfig:
             None: all of them.
         stride: spatial stride of the first block.
         dilation: spatial dilation of every block's 3x3 convolution.
+        non_local: non-local blocks among the residual ones.
     """
 
     depth: int
@@ -70,23 +95,32 @@ class StageConfig:
     temporal_blocks: int | None = None
     stride: int = 2
     dilation: int = 1
+    non_local: NonLocalConfig | None = None
 
     def __post_init__(self) -> None:
-        _require(self.depth >= 1, "stage.depth", self.depth, "1 or more")
-        _require(
+        require(self.depth >= 1, "stage.depth", self.depth, "1 or more")
+        require(
             len(self.temporal_kernels) > 0 and all(_is_odd(k) for k in self.temporal_kernels),
             "stage.temporal_kernels",
             self.temporal_kernels,
             "one or more odd numbers",
         )
-        _require(
+        require(
             self.temporal_blocks is None or 0 <= self.temporal_blocks <= self.depth,
             "stage.temporal_blocks",
             self.temporal_blocks,
             f"0 to {self.depth} (the stage's depth), or null for all",
         )
-        _require(self.stride >= 1, "stage.stride", self.stride, "1 or more")
-        _require(self.dilation >= 1, "stage.dilation", self.dilation, "1 or more")
+        require(self.stride >= 1, "stage.stride", self.stride, "1 or more")
+        require(self.dilation >= 1, "stage.dilation", self.dilation, "1 or more")
+        if self.non_local is not None:
+            blocks = self.non_local.after_blocks
+            require(
+                min(blocks) >= 0 and max(blocks) < self.depth,
+                "stage.non_local.after_blocks",
+                blocks,
+                f"numbers from 0 to {self.depth - 1}, the stage's blocks",
+            )
 
     @property
     def block_kernels(self) -> tuple[int, ...]:
@@ -102,31 +136,62 @@ class PathwayConfig:
 
     Attributes:
         width: channels of conv1. Stage i (from 0) has ``width * 2**i`` channels inside its blocks, and 4 times as many
-            at its output. The Fast pathway has a fraction beta of the Slow one's width.
+            at its output (as many with basic blocks). The Fast pathway has a fraction beta of the Slow one's width.
         stages: res2, res3, ...
         stem: conv1 and pool1.
-        in_channels: channels of the clip.
+        in_channels: channels of the clip: 3, or 2 for optical flow.
+        input_transform: what becomes of the clip before the stem (Table 5c): "half_resolution", "grey",
+            "time_difference" (every frame less the one before), or "none".
+        block: "bottleneck" (R50 and deeper) or "basic" (R18, R34).
+        groups: of the bottlenecks' 3x3 convolutions (ResNeXt).
+        inner_width: channels inside the bottlenecks of the first stage, doubled in each that follows; None: ``width``.
     """
 
     width: int
     stages: tuple[StageConfig, ...]
     stem: StemConfig = field(default_factory=StemConfig)
     in_channels: int = 3
+    input_transform: InputTransform = "none"
+    block: BlockType = "bottleneck"
+    groups: int = 1
+    inner_width: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.width >= 1, "pathway.width", self.width, "1 or more")
-        _require(len(self.stages) >= 1, "pathway.stages", self.stages, "one or more stages")
-        _require(self.in_channels >= 1, "pathway.in_channels", self.in_channels, "1 or more")
+        require(self.width >= 1, "pathway.width", self.width, "1 or more")
+        require(len(self.stages) >= 1, "pathway.stages", self.stages, "one or more stages")
+        require(self.in_channels >= 1, "pathway.in_channels", self.in_channels, "1 or more")
+        require_choice(InputTransform, "pathway.input_transform", self.input_transform)
+        if self.input_transform == "grey":
+            require(self.in_channels == 3, "pathway.in_channels", self.in_channels, "3 (RGB), to be made grey")
+        require_choice(BlockType, "pathway.block", self.block)
+        if self.block == "basic":
+            require(self.groups == 1, "pathway.groups", self.groups, "1 for basic blocks")
+            require(self.inner_width is None, "pathway.inner_width", self.inner_width, "null for basic blocks")
+        inner = self.inner_channels[0]
+        require(inner >= 1, "pathway.inner_width", self.inner_width, "1 or more")
+        require(
+            self.groups >= 1 and inner % self.groups == 0,
+            "pathway.groups",
+            self.groups,
+            f"a divisor of {inner}, the channels inside the first stage's blocks",
+        )
 
     @property
     def level_channels(self) -> tuple[int, ...]:
         """Channels at the output of the stem and of each stage."""
-        return (self.width, *(self.width * EXPANSION * 2**i for i in range(len(self.stages))))
+        expansion = EXPANSION[self.block]
+        return (self.width, *(self.width * expansion * 2**i for i in range(len(self.stages))))
+
+    @property
+    def inner_channels(self) -> tuple[int, ...]:
+        """Channels inside the blocks of each stage."""
+        inner = self.width if self.inner_width is None else self.inner_width
+        return tuple(inner * 2**i for i in range(len(self.stages)))
 
     @property
     def level_strides(self) -> tuple[int, ...]:
         """Input pixels per feature pixel at the output of the stem and of each stage."""
-        strides = [self.stem.total_stride]
+        strides = [self.stem.total_stride * (2 if self.input_transform == "half_resolution" else 1)]
         for stage in self.stages:
             strides.append(strides[-1] * stage.stride)
         return tuple(strides)
@@ -134,22 +199,39 @@ class PathwayConfig:
 
 @dataclass(frozen=True)
 class LateralConfig:
-    """The time-strided lateral connections, Fast to Slow, after the stem and every stage but the last (section 3.4).
+    """The lateral connections, Fast to Slow, after the stem and every stage but the last (section 3.4).
 
     Attributes:
+        kind: "time_strided_conv", a convolution of stride alpha (the paper's T-conv); "time_strided_sample", one of
+            every alpha frames (T-sample); "time_to_channel_concat" or "time_to_channel_sum", alpha frames side by side
+            in the channels (TtoC), concatenated to the Slow features or added to them.
         kernel_size: temporal size of the convolution, odd. The paper's text says 5; its 8x8 R50 results come from 7.
         channel_ratio: output channels of the convolution per channel of the Fast pathway.
-        norm, relu: whether batch norm and ReLU follow the convolution.
+        norm, relu: whether batch norm and ReLU follow the convolution, the sampled or the rearranged frames.
+        bidirectional: whether the Slow features reach the Fast pathway, too: a 1x1x1 convolution to its channels (with
+            ``norm`` and ``relu``), each frame repeated alpha times, added. The paper reports no gain and no details.
     """
 
+    kind: LateralKind = "time_strided_conv"
     kernel_size: int = 5
     channel_ratio: int = 2
     norm: bool = True
     relu: bool = True
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
-        _require(_is_odd(self.kernel_size), "lateral.kernel_size", self.kernel_size, "an odd number")
-        _require(self.channel_ratio >= 1, "lateral.channel_ratio", self.channel_ratio, "1 or more")
+        require_choice(LateralKind, "lateral.kind", self.kind)
+        require(_is_odd(self.kernel_size), "lateral.kernel_size", self.kernel_size, "an odd number")
+        require(self.channel_ratio >= 1, "lateral.channel_ratio", self.channel_ratio, "1 or more")
+
+    def added_channels(self, fast_channels: int, alpha: int) -> int:
+        """Channels that a connection adds to the Slow features."""
+        return {
+            "time_strided_conv": self.channel_ratio * fast_channels,
+            "time_strided_sample": fast_channels,
+            "time_to_channel_concat": alpha * fast_channels,
+            "time_to_channel_sum": 0,
+        }[self.kind]
 
 
 @dataclass(frozen=True)
@@ -169,9 +251,9 @@ class HeadConfig:
     roi_sampling_ratio: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.dropout < 1, "head.dropout", self.dropout, "0 or more and less than 1")
-        _require(self.roi_size >= 1, "head.roi_size", self.roi_size, "1 or more")
-        _require(self.roi_sampling_ratio >= 0, "head.roi_sampling_ratio", self.roi_sampling_ratio, "0 or more")
+        require(0 <= self.dropout < 1, "head.dropout", self.dropout, "0 or more and less than 1")
+        require(self.roi_size >= 1, "head.roi_size", self.roi_size, "1 or more")
+        require(self.roi_sampling_ratio >= 0, "head.roi_sampling_ratio", self.roi_sampling_ratio, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -201,25 +283,37 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("num_frames", "sampling_rate", "crop_size", "alpha"):
             value = getattr(self, name)
-            _require(value >= 1, f"model.{name}", value, "1 or more")
-        _require(len(self.pathways) in (1, 2), "model.pathways", f"{len(self.pathways)} pathways", "1 or 2")
+            require(value >= 1, f"model.{name}", value, "1 or more")
+        require(len(self.pathways) in (1, 2), "model.pathways", f"{len(self.pathways)} pathways", "1 or 2")
         if self.num_pathways == 1:
-            _require(self.alpha == 1, "model.alpha", self.alpha, "1 for a single pathway")
-            _require(self.lateral is None, "model.lateral", self.lateral, "null for a single pathway")
+            require(self.alpha == 1, "model.alpha", self.alpha, "1 for a single pathway")
+            require(self.lateral is None, "model.lateral", self.lateral, "null for a single pathway")
             return
-        _require(
+        require(
             self.num_frames % self.alpha == 0,
             "model.num_frames",
             self.num_frames,
             f"a multiple of alpha = {self.alpha}",
         )
         slow, fast = self.pathways
-        _require(
-            slow.level_strides == fast.level_strides,
+        require(
+            fast.level_strides in (slow.level_strides, tuple(2 * stride for stride in slow.level_strides)),
             "model.pathways",
             f"spatial strides {slow.level_strides} (slow) and {fast.level_strides} (fast)",
-            "the same strides in both pathways, so that the lateral connections meet maps of one size",
+            "the same strides in both pathways, or twice as much in the fast one",
         )
+        if self.lateral is not None and self.lateral.bidirectional:
+            require(
+                not self.fast_is_half_size, "model.lateral.bidirectional", True, "false for a half-size Fast pathway"
+            )
+        if self.lateral is not None and self.lateral.kind == "time_to_channel_sum":
+            packed = tuple(self.alpha * channels for channels in fast.level_channels)
+            require(
+                packed[:-1] == slow.level_channels[:-1],
+                "model.lateral.kind",
+                self.lateral.kind,
+                f"another kind, or alpha times the Fast channels, {packed}, to be the Slow ones, {slow.level_channels}",
+            )
 
     @property
     def num_pathways(self) -> int:
@@ -231,8 +325,13 @@ class ModelConfig:
         return (self.num_frames // self.alpha, self.num_frames)[: self.num_pathways]
 
     @property
+    def fast_is_half_size(self) -> bool:
+        """Whether the Fast pathway's maps are half as high and wide as the Slow one's."""
+        return self.num_pathways == 2 and self.pathways[1].level_strides != self.pathways[0].level_strides
+
+    @property
     def spatial_stride(self) -> int:
-        """Input pixels per pixel of the last feature map."""
+        """Input pixels per pixel of the last feature map of the first pathway."""
         return self.pathways[0].level_strides[-1]
 
     @property
@@ -254,7 +353,8 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars, ready for YAML or JSON; `from_dict` reads them back."""
-        return typing.cast("dict[str, Any]", _plain(self))
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -263,47 +363,5 @@ class ModelConfig:
         Raises:
             InputError: an unknown, missing or ill-typed field, named with its path.
         """
-        return typing.cast("ModelConfig", _parse(cls, values, "model"))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """Converts plain data to the annotated type ``kind``; ``where`` is the path for messages."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):  # X | None is the only union used here
-        return None if value is None else _parse(arguments[0], value, where)
-    if origin is tuple:
-        _require(isinstance(value, (list, tuple)), where, value, "a list")
-        item_kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        _require(len(value) == len(item_kinds), where, value, f"{len(item_kinds)} values")
-        return tuple(
-            _parse(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(item_kinds, value, strict=True))
-        )
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(kind, value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    _require(type(value) is kind, where, value, f"a value of type {kind.__name__}")
-    return value
-
-
-def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
-    _require(isinstance(value, dict), where, value, f"the fields of {kind.__name__}")
-    kinds = typing.get_type_hints(kind)
-    unknown = sorted(str(name) for name in value if name not in kinds)
-    _require(not unknown, where, unknown, f"no fields but {', '.join(kinds)}")
-    required = [
-        f.name
-        for f in dataclasses.fields(kind)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    missing = [name for name in required if name not in value]
-    _require(not missing, where, sorted(map(str, value)), f"also {', '.join(missing)}")
-    return kind(**{name: _parse(kinds[name], item, f"{where}.{name}") for name, item in value.items()})
+        config: ModelConfig = from_plain(cls, values, "model")
+        return config

@@ -10,8 +10,14 @@ from torch.nn import functional as F
 _TIME_PLANE_MAX_CHANNELS = 64
 
 
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """channels_last_3d if ``x`` [N, C, T, H, W] lies so in memory, contiguous otherwise."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    return torch.channels_last_3d if channels_last else torch.contiguous_format
+
+
 class PlanarConv3d(nn.Conv3d):
-    """A bias-free nn.Conv3d with "same" padding that runs as a 2D convolution where its kernel is flat.
+    """An nn.Conv3d with "same" padding that runs as a 2D convolution where its kernel is flat.
 
     In channels_last_3d memory the frames of all clips are one batch of channels_last images, and time by height x width
     is one channels_last image per clip: both are views. PyTorch's CPU convolutions are faster on them (measured at this
@@ -22,10 +28,19 @@ class PlanarConv3d(nn.Conv3d):
         in_channels, out_channels: channels of input and output.
         kernel: (time, height, width), odd.
         stride, dilation: spatial; time has none.
+        groups: of channels that are convolved apart.
+        bias: whether a bias is added; batch norm makes it needless.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1, dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int, int],
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
     ) -> None:
         t, h, w = kernel
         super().__init__(
@@ -35,7 +50,8 @@ class PlanarConv3d(nn.Conv3d):
             stride=(1, stride, stride),
             padding=(t // 2, dilation * (h // 2), dilation * (w // 2)),
             dilation=(1, dilation, dilation),
-            bias=False,
+            groups=groups,
+            bias=bias,
         )
         self.is_spatial = t == 1
         self.is_temporal = (h, w, stride) == (1, 1, 1) and out_channels <= _TIME_PLANE_MAX_CHANNELS
@@ -54,11 +70,13 @@ class PlanarConv3d(nn.Conv3d):
         _, *stride = self.stride
         _, *padding = self.padding
         _, *dilation = self.dilation
-        y = F.conv2d(frames, self.weight.squeeze(2), None, stride, padding, dilation)
+        y = F.conv2d(frames, self.weight.squeeze(2), self.bias, stride, padding, dilation, self.groups)
         return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
     def _over_time_planes(self, x: Tensor) -> Tensor:
-        y = F.conv2d(x.flatten(3), self.weight.squeeze(4), None, padding=(int(self.padding[0]), 0))
+        y = F.conv2d(
+            x.flatten(3), self.weight.squeeze(4), self.bias, padding=(int(self.padding[0]), 0), groups=self.groups
+        )
         return y.unflatten(3, x.shape[3:])
 
 
@@ -66,10 +84,16 @@ class ConvNorm(nn.Module):
     """``bn(conv(x))``; arguments as for `PlanarConv3d`."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1, dilation: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int, int],
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = PlanarConv3d(in_channels, out_channels, kernel, stride, dilation)
+        self.conv = PlanarConv3d(in_channels, out_channels, kernel, stride, dilation, groups)
         self.bn = nn.BatchNorm3d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

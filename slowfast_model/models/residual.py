@@ -1,32 +1,44 @@
-"""Bottleneck blocks and the residual stages (res2, res3, ...) built of them."""
+"""Residual blocks and the stages (res2, res3, ...) built of them."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast_model.models.config import EXPANSION, StageConfig
+from slowfast_model.models.config import PathwayConfig
 from slowfast_model.models.convolution import ConvNorm
+from slowfast_model.models.non_local import NonLocalBlock
 
 
 class Bottleneck(nn.Module):
     """Residual block Tx1x1, 1x3x3, 1x1x1 (Table 1); the spatial stride sits on the 1x3x3 convolution.
 
     Args:
-        in_channels: channels of the input.
-        inner_channels: channels between the convolutions; the output has 4 times as many.
+        in_channels, inner_channels, out_channels: of the input, between the convolutions, and of the output.
         temporal_kernel: temporal size of the first convolution.
-        stride, dilation: spatial, of the 1x3x3 convolution.
+        stride, dilation, groups: of the 1x3x3 convolution; stride and dilation are spatial.
     """
 
-    def __init__(self, in_channels: int, inner_channels: int, temporal_kernel: int, stride: int, dilation: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        inner_channels: int,
+        out_channels: int,
+        temporal_kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> None:
         super().__init__()
-        out_channels = EXPANSION * inner_channels
         self.a = ConvNorm(in_channels, inner_channels, (temporal_kernel, 1, 1))
-        self.b = ConvNorm(inner_channels, inner_channels, (1, 3, 3), stride=stride, dilation=dilation)
+        self.b = ConvNorm(inner_channels, inner_channels, (1, 3, 3), stride, dilation, groups)
         self.c = ConvNorm(inner_channels, out_channels, (1, 1, 1))
-        projects = stride != 1 or in_channels != out_channels
-        self.shortcut = ConvNorm(in_channels, out_channels, (1, 1, 1), stride=stride) if projects else None
+        self.shortcut = projection(in_channels, out_channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm3d:
+        """The batch norm that ends the residual branch."""
+        return self.c.bn
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms (branch, shortcut) whose sum, after a ReLU, is the block's output.
@@ -39,30 +51,84 @@ class Bottleneck(nn.Module):
         return self.c(x), shortcut
 
 
-def join(branch: Tensor, shortcut: Tensor) -> Tensor:
-    """A block's output, written over ``branch``, the fresh output of a batch norm."""
-    return F.relu(branch.add_(shortcut), inplace=True)
-
-
-class ResidualStage(nn.ModuleList):
-    """The blocks of one stage; the first one carries the stride and the change of channels.
+class BasicBlock(nn.Module):
+    """Residual block Tx3x3, 1x3x3 of the shallow networks; the spatial stride sits on the first convolution.
 
     Args:
-        config: depth, temporal kernels, stride, dilation.
-        in_channels: channels of the input, those of a lateral connection included.
-        inner_channels: channels inside the blocks.
+        in_channels, out_channels: of the input, and of both convolutions.
+        temporal_kernel: temporal size of the first convolution.
+        stride, dilation: spatial; dilation of both convolutions.
     """
 
-    def __init__(self, config: StageConfig, in_channels: int, inner_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, temporal_kernel: int, stride: int = 1, dilation: int = 1
+    ) -> None:
         super().__init__()
-        for index, kernel in enumerate(config.block_kernels):
-            stride = config.stride if index == 0 else 1
-            self.append(Bottleneck(in_channels, inner_channels, kernel, stride, config.dilation))
-            in_channels = EXPANSION * inner_channels
+        self.a = ConvNorm(in_channels, out_channels, (temporal_kernel, 3, 3), stride, dilation)
+        self.b = ConvNorm(out_channels, out_channels, (1, 3, 3), dilation=dilation)
+        self.shortcut = projection(in_channels, out_channels, stride)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm3d:
+        """The batch norm that ends the residual branch."""
+        return self.b.bn
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last block's (branch, shortcut), each [N, 4 * inner_channels, T, H', W']; see `Bottleneck.forward`."""
-        *blocks, last = self
-        for block in blocks:
-            x = join(*block(x))
-        return last(x)
+        """The two terms of the output, as `Bottleneck.forward`."""
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.b(F.relu(self.a(x), inplace=True)), shortcut
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> ConvNorm | None:
+    """The convolution on a shortcut whose block changes the shape; None for the identity."""
+    unchanged = stride == 1 and in_channels == out_channels
+    return None if unchanged else ConvNorm(in_channels, out_channels, (1, 1, 1), stride)
+
+
+def join(branch: Tensor, shortcut: Tensor | None) -> Tensor:
+    """A layer's output from its terms, written over ``branch``, the fresh output of a batch norm.
+
+    Without a shortcut the branch is the output already.
+    """
+    return branch if shortcut is None else F.relu(branch.add_(shortcut), inplace=True)
+
+
+class ResidualStage(nn.ModuleDict):
+    """The blocks of one stage; the first one carries the stride and the change of channels.
+
+    Its layers run in the order of the dictionary: residual blocks "0", "1", ... and the non-local blocks between them.
+
+    Args:
+        pathway: the pathway that the stage is in.
+        index: which of its stages, 0 for res2.
+        in_channels: channels of the input, those of a lateral connection included.
+    """
+
+    def __init__(self, pathway: PathwayConfig, index: int, in_channels: int) -> None:
+        super().__init__()
+        config, out_channels = pathway.stages[index], pathway.level_channels[index + 1]
+        for block, kernel in enumerate(config.block_kernels):
+            stride = config.stride if block == 0 else 1
+            self[str(block)] = (
+                BasicBlock(in_channels, out_channels, kernel, stride, config.dilation)
+                if pathway.block == "basic"
+                else Bottleneck(
+                    in_channels,
+                    pathway.inner_channels[index],
+                    out_channels,
+                    kernel,
+                    stride,
+                    config.dilation,
+                    pathway.groups,
+                )
+            )
+            in_channels = out_channels
+            if config.non_local is not None and block in config.non_local.after_blocks:
+                self[f"non_local{block}"] = NonLocalBlock(out_channels, config.non_local)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last layer's terms, each [N, C, T, H', W']; `join` makes the stage's output of them."""
+        terms: tuple[Tensor, Tensor | None] = (x, None)
+        for layer in self.values():
+            terms = layer(join(*terms))
+        return terms

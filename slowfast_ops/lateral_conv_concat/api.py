@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.lateral_conv_concat import ops, reference
 
-BACKENDS = OpBackends("lateral_conv_concat", cpu=True)
+BACKENDS = OpBackends("lateral_conv_concat", cpu=True, triton=True)
 
 
 def lateral_conv_concat(
@@ -120,7 +120,8 @@ def _over_processes(mean: Tensor, var: Tensor, count: int, process_group: Any) -
 
 
 def _implementation(slow: Tensor) -> Any:
-    return reference if BACKENDS.select(slow) == "reference" else ops
+    backend = BACKENDS.select(slow)
+    return reference if backend == "reference" else ops.triton if backend == "triton" else ops.compiled
 
 
 def _check(slow: Tensor, fast: Tensor, weight: Tensor, residual: Tensor | None, alpha: int) -> None:

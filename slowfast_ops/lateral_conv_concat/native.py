@@ -53,7 +53,7 @@ def forward_cpu(
     relu: bool,
 ) -> Tensor:
     output = allocate_output(slow, weight.shape[0])
-    tensors = (slow, fast, weight, _vector(scale, slow), _vector(shift, slow), residual, output)
+    tensors = (slow, fast, weight, vector(scale, slow), vector(shift, slow), residual, output)
     library().lateral_conv_concat_forward_cpu(*map(view, tensors), alpha, relu, _workspace(slow), num_threads())
     return output
 
@@ -68,8 +68,8 @@ def backward_cpu(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     results = allocate_gradients(grad_output, fast, weight, needs)
-    laterals = (_lateral(grad_output, weight.shape[0]), _lateral(output, weight.shape[0]))
-    inputs = (*laterals, _vector(scale, grad_output), None, None, None, None, fast, weight)
+    laterals = (lateral(grad_output, weight.shape[0]), lateral(output, weight.shape[0]))
+    inputs = (*laterals, vector(scale, grad_output), None, None, None, None, fast, weight)
     # The gradients of weight, scale and shift come from the same sums.
     wanted = (needs[0], any(needs[1:]), needs[2], needs[3])
     outputs = [view(x) if w else None for x, w in zip(results, wanted, strict=True)]
@@ -135,7 +135,7 @@ def norm_concat_cpu(
     eps: float,
 ) -> Tensor:
     output = allocate_output(slow, conv.shape[1])
-    vectors = (mean.double().contiguous(), var.double().contiguous(), _vector(gamma, conv), _vector(beta, conv))
+    vectors = (mean.double().contiguous(), var.double().contiguous(), vector(gamma, conv), vector(beta, conv))
     tensors = (slow, conv, *vectors, residual, output)
     library().lateral_norm_concat_cpu(*map(view, tensors), eps, relu, _workspace(conv), num_threads())
     return output
@@ -154,9 +154,9 @@ def norm_concat_backward_cpu(
     grad_conv = allocate_gradient(conv)
     grad_mean, grad_var = allocate_statistics(conv.shape[1], conv)
     grad_gamma, grad_beta = (allocate_vector(conv.shape[1], conv) for _ in range(2))
-    vectors = (mean.double().contiguous(), var.double().contiguous(), _vector(gamma, conv), _vector(beta, conv))
+    vectors = (mean.double().contiguous(), var.double().contiguous(), vector(gamma, conv), vector(beta, conv))
     tensors = (
-        _lateral(grad_output, conv.shape[1]),
+        lateral(grad_output, conv.shape[1]),
         conv,
         *vectors,
         grad_conv,
@@ -169,12 +169,12 @@ def norm_concat_backward_cpu(
     return grad_conv, grad_mean, grad_var, grad_gamma, grad_beta
 
 
-def _lateral(x: Tensor | None, channels: int) -> Tensor | None:
+def lateral(x: Tensor | None, channels: int) -> Tensor | None:
     """The part of the op's output that the convolution made."""
     return None if x is None else x[:, x.shape[1] - channels :]
 
 
-def _vector(values: Tensor | None, like: Tensor) -> Tensor | None:
+def vector(values: Tensor | None, like: Tensor) -> Tensor | None:
     """Per-channel values as the kernels take them: contiguous, in the accumulator's dtype."""
     return None if values is None else values.to(accumulator_dtype(like.dtype)).contiguous()
 

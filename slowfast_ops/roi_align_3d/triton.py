@@ -17,7 +17,6 @@ from slowfast_ops.roi_align_3d.triton_plan import (
     plan_configurations,
 )
 
-
 WARPS = 8  # enough that a thread's share of a block stays in registers
 
 

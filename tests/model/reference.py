@@ -13,24 +13,46 @@ from typing import Any
 import torch
 
 from slowfast_model.interop.pyslowfast import to_pyslowfast_key
-from slowfast_model.models import ModelConfig, VideoNetwork, build_model, get_preset
+from slowfast_model.models import (
+    ModelConfig,
+    NonLocalConfig,
+    VideoNetwork,
+    build_model,
+    get_preset,
+    slowfast_config,
+)
 
 # PySlowFast's configuration: our preset, or its variant.
-PRESETS = {
+PRESETS: dict[str, str | ModelConfig] = {
     "Kinetics/SLOWFAST_4x16_R50": "slowfast_r50_4x16",
     "Kinetics/SLOWFAST_8x8_R50": "slowfast_r50_8x8",
+    "Kinetics/SLOWFAST_NLN_4x16_R50": "slowfast_r50_nl_4x16",
+    "Kinetics/SLOWFAST_NLN_8x8_R50": "slowfast_r50_nl_8x8",
     "Kinetics/c2/SLOWFAST_4x16_R50": "slowfast_r50_4x16",
     "Kinetics/c2/SLOWFAST_8x8_R50": "slowfast_r50_8x8",
+    "Kinetics/c2/SLOWFAST_8x8_R101_50_50": "slowfast_r101_8x8",
+    "Kinetics/c2/SLOWFAST_8x8_R101_50_101": slowfast_config(8, 8, alpha=4, depth=101, all_temporal=("fast",)),
+    "Kinetics/c2/SLOWFAST_8x8_R101_101_101": slowfast_config(8, 8, alpha=4, depth=101, all_temporal=("slow", "fast")),
+    "Kinetics/c2/SLOWFAST_16x8_R101_50_50": "slowfast_r101_16x8",
+    # PySlowFast's default pooling here, not the paper's
+    "Kinetics/c2/SLOWFAST_NLN_16x8_R101_50_50": slowfast_config(
+        16, 8, alpha=4, depth=101, non_local={"res4": NonLocalConfig((6, 13, 20), pool=(1, 2, 2))}
+    ),
     "Kinetics/SLOW_4x16_R50": "slow_r50_4x16",
     "Kinetics/SLOW_8x8_R50": "slow_r50_8x8",
+    "Kinetics/SLOW_NLN_4x16_R50": "slow_r50_nl_4x16",
+    "Kinetics/SLOW_NLN_8x8_R50": "slow_r50_nl_8x8",
     "Kinetics/c2/SLOW_4x16_R50": "slow_r50_4x16",
     "Kinetics/c2/SLOW_8x8_R50": "slow_r50_8x8",
     "AVA/SLOWFAST_32x2_R50_SHORT": "slowfast_r50_8x8",
-    "AVA/c2/SLOWFAST_32x2_R50": "slowfast_r50_8x8",
     "AVA/SLOW_8x8_R50_SHORT": "slow_r50_4x16",  # 4x16 in spite of its name
+    "AVA/c2/SLOWFAST_32x2_R50": "slowfast_r50_8x8",
+    "AVA/c2/SLOWFAST_32x2_R101_50_50": "slowfast_r101_nl_8x8",
+    "AVA/c2/SLOWFAST_32x2_R101_50_50_v2.1": "slowfast_r101_nl_8x8",
+    "AVA/c2/SLOWFAST_64x2_R101_50_50": "slowfast_r101_nl_16x8",
     "AVA/c2/SLOW_8x8_R50": "slow_r50_4x16",
-    "Charades/SLOWFAST_16x8_R50": "slowfast_r50_8x8",
-    "SSv2/SLOWFAST_16x8_R50": "slowfast_r50_8x8",
+    "Charades/SLOWFAST_16x8_R50": "slowfast_r50_16x8",
+    "SSv2/SLOWFAST_16x8_R50": "slowfast_r50_16x8",
 }
 
 
@@ -48,9 +70,11 @@ class Reference:
 
     def config(self, name: str) -> ModelConfig:
         """Our configuration for PySlowFast's ``name``."""
-        entry, preset = self.index[name], get_preset(PRESETS[name])
-        aligned = preset.head.roi_aligned if entry["aligned"] is None else entry["aligned"]
-        return replace(preset, num_frames=entry["frames"], head=replace(preset.head, roi_aligned=aligned))
+        entry, preset = self.index[name], PRESETS[name]
+        config = get_preset(preset) if isinstance(preset, str) else preset
+        if entry["aligned"] is not None:
+            config = replace(config, head=replace(config.head, roi_aligned=entry["aligned"]))
+        return config
 
     def head(self, name: str) -> str:
         return "detection" if self.index[name]["detection"] else "classification"

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from slowfast_model.errors import InputError
@@ -53,18 +54,16 @@ def scores(model: VideoNetwork, clips: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", list_presets())
-@pytest.mark.parametrize("head", HEADS)
-def test_every_preset_serves_both_heads(name: str, head: str) -> None:
-    model = build_model(name, num_classes=11, head=head).eval()
-    assert model.config == get_preset(name)
-    assert model.head_type == head
-    clips = [clip.float() for clip in make_clips(model, n=1, size=(64, 64), slow_frames=1)]
-    rois = make_rois((0, 1, 1, 60, 50)).float() if head == "detection" else None
-    with torch.no_grad():
-        assert model(clips, rois).shape == (1, 11)
-        probabilities = model.predict(clips, rois)
-    assert probabilities.shape == (1, 11)
-    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+def test_every_preset_serves_both_heads(name: str) -> None:
+    for head in HEADS:
+        with FakeTensorMode(), torch.no_grad():  # shapes only
+            model = build_model(name, num_classes=11, head=head).eval()
+            assert model.config == get_preset(name)
+            assert model.head_type == head
+            clips = [clip.float() for clip in make_clips(model, n=1, size=(64, 64), slow_frames=1)]
+            rois = torch.empty(3, 5) if head == "detection" else None
+            for output in (model(clips, rois), model.predict(clips, rois)):
+                assert output.shape == (1 if rois is None else 3, 11)
 
 
 @settings(deadline=None, max_examples=12)
@@ -229,7 +228,7 @@ def test_initial_weights() -> None:
 
 
 def test_blocks_start_as_the_identity() -> None:
-    block = Bottleneck(32, 8, 3, stride=1, dilation=1)
+    block = Bottleneck(32, 8, 32, temporal_kernel=3)
     nn.init.zeros_(block.c.bn.weight)
     x = torch.rand(2, 32, 4, 6, 6)
     assert torch.equal(join(*block(x)), x)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_ops import LateralConvConcat, lateral_conv_concat, use_backend
 from slowfast_ops.lateral_conv_concat.api import lateral_conv_norm_concat
-from tests.ops.op_tester import OpTester, Sample, assert_as_accurate_as_pytorch
+from tests.ops.op_tester import (
+    OpTester,
+    Sample,
+    Target,
+    assert_as_accurate_as_pytorch,
+    cast,
+    only_on_a_gpu,
+    only_real_targets,
+    outputs_and_gradients,
+)
+from tests.ops.property_testing import given, settings, st
 
 
 def tensors(*shapes: Sequence[int], seed: int = 1) -> list[Tensor]:
@@ -55,30 +64,105 @@ def training(name: str, *size: int, relu: bool, affine: bool = True, residual: b
     return Sample(name, function, lambda: tensors(*needed), smooth=not relu and not residual)
 
 
-class TestLateralConvConcat(OpTester):
+@pytest.fixture(autouse=True)
+def full_float32():
+    """Errors are compared with PyTorch's: cuDNN may or may not use TF32 where it is allowed, so that it is not."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+class LateralTester(OpTester):
     op = "lateral_conv_concat"
+
+    @only_real_targets  # the stand-ins for a GPU have one thread
+    def test_same_bits_for_any_number_of_threads(self, sample: Sample, target: Target) -> None:
+        super().test_same_bits_for_any_number_of_threads(sample, target)
+
+
+class TestLateralConvConcat(LateralTester):
     # N, C, T, H, W, Cf, Co, K, alpha
     samples = [
         inference("paper-4x16", 1, 8, 2, 4, 6, 8, 16, 5, 8, relu=True),
-        inference("paper-8x8", 2, 4, 3, 5, 5, 4, 8, 7, 4, relu=False),
-        inference("residual", 2, 3, 2, 3, 5, 2, 4, 5, 8, relu=True, residual=True),
+        inference("paper-8x8", 1, 4, 3, 5, 5, 4, 8, 7, 4, relu=False),
+        inference("residual", 2, 3, 1, 3, 5, 2, 4, 5, 8, relu=True, residual=True),
         inference("no-affine", 1, 2, 2, 3, 3, 3, 5, 3, 2, relu=False, affine=False),
         inference("alpha-1-long-kernel", 1, 2, 3, 2, 3, 3, 4, 7, 1, relu=False),
-        inference("odd-sizes", 1, 5, 2, 7, 9, 5, 33, 3, 4, relu=False),
+        inference("odd-sizes", 1, 5, 2, 7, 9, 5, 17, 3, 4, relu=False),
         inference("one-of-everything", 1, 1, 1, 1, 1, 1, 1, 1, 1, relu=False),
         inference("no-clips", 0, 3, 2, 4, 4, 2, 4, 5, 8, relu=True),
     ]
 
 
-class TestTrainingForm(OpTester):
-    op = "lateral_conv_concat"
+class TestTrainingForm(LateralTester):
     samples = [
         training("paper-4x16", 1, 8, 2, 4, 6, 8, 16, 5, 8, relu=True),
-        training("paper-8x8", 2, 4, 3, 5, 5, 4, 8, 7, 4, relu=False),
-        training("residual", 2, 3, 2, 3, 5, 2, 4, 5, 8, relu=True, residual=True),
+        training("paper-8x8", 1, 4, 3, 5, 5, 4, 8, 7, 4, relu=False),
+        training("residual", 2, 3, 1, 3, 5, 2, 4, 5, 8, relu=True, residual=True),
         training("no-affine", 1, 2, 2, 3, 3, 3, 5, 3, 2, relu=False, affine=False),
-        training("odd-sizes", 1, 5, 2, 7, 9, 5, 33, 3, 4, relu=False),
+        training("odd-sizes", 1, 5, 2, 7, 9, 5, 17, 3, 4, relu=False),
     ]
+
+
+class TestManyTiles:
+    """More positions, channels and depth than a tile of the GPU kernels has, and sums over many tiles in few parts."""
+
+    op = "lateral_conv_concat"
+
+    @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
+    def test_matches_reference(self, form, layout, target, monkeypatch):
+        if target.backend == "triton":
+            monkeypatch.setattr(importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan"), "PROGRAMS", 6)
+        sample = form("many-tiles", 1, 66, 1, 9, 15, 14, 67, 5, 2, relu=False)
+        inputs = cast(sample.tensors(), torch.float32, layout, target.device)
+        with use_backend("reference"):
+            exact = outputs_and_gradients(sample, [x.double() for x in inputs])
+            same = outputs_and_gradients(sample, inputs)
+        with use_backend(target.backend):
+            ours = outputs_and_gradients(sample, inputs)
+        for i, triple in enumerate(zip(*([*x[0], *x[1]] for x in (ours, same, exact)), strict=True)):
+            assert_as_accurate_as_pytorch(*triple, f"result {i}")
+
+    @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
+    def test_float64(self, form, target):
+        """Its kernels have a path of their own, which the interpreter, too, computes in full precision."""
+        sample = form("float64", 1, 3, 1, 2, 9, 3, 5, 3, 2, relu=True, residual=True)
+        inputs = cast(sample.tensors(), torch.float64, "contiguous", target.device)
+        with use_backend("reference"):
+            expected = outputs_and_gradients(sample, inputs)
+        with use_backend(target.backend):
+            actual = outputs_and_gradients(sample, inputs)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+    @only_on_a_gpu
+    @pytest.mark.parametrize("large", ["output", "fast"])
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+    def test_more_than_2_to_the_31_elements(self, large, memory_format, target):
+        """The last rows, whose offsets do not fit 32 bits, against the reference on those rows alone."""
+        slow_channels, frames, fast_channels = (250, 1, 8) if large == "output" else (1, 8, 33)
+        options = {"dtype": torch.bfloat16, "device": target.device}
+        slow = torch.randn(1, slow_channels, frames, 2900, 2900, **options).contiguous(memory_format=memory_format)
+        fast = torch.randn(1, fast_channels, frames, 2900, 2900, **options).contiguous(memory_format=memory_format)
+        weight = torch.randn(8, fast_channels, 3, 1, 1, **options)
+        results = []
+        for backend, rows in ((target.backend, slice(None)), ("reference", slice(-2, None))):
+            leaf = fast[..., rows, :].detach().requires_grad_()
+            with use_backend(backend):
+                output = lateral_conv_concat(slow[..., rows, :], leaf, weight, alpha=1, relu=False)
+            assert backend == "reference" or max(output.numel(), fast.numel()) > 2**31
+            (grad,) = torch.autograd.grad(output, leaf, torch.ones_like(output))
+            results.append([output[..., -2:, :].detach(), grad[..., -2:, :]])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_only_where_torch_allows_it(allowed):
+    pytest.importorskip("triton")
+    plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
+    torch.backends.cudnn.allow_tf32 = allowed
+    assert plan.precision() == ("tf32" if allowed else "ieee")
 
 
 def composition(slow, fast, weight, scale, shift, *, alpha, relu, residual):

@@ -1,0 +1,324 @@
+"""lateral_conv_concat in Triton: launchers, and what they compile. Imported when it first runs.
+
+The kernels are in triton_forward.py, triton_norm.py and triton_backward.py; sizes of tiles and the like in
+triton_plan.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from slowfast_ops._native import allocate
+from slowfast_ops.lateral_conv_concat import native, triton_backward, triton_forward, triton_norm
+from slowfast_ops.lateral_conv_concat import triton_plan as plan
+from slowfast_ops.lateral_conv_concat.triton_plan import compile_configurations
+
+__all__ = [
+    "backward",
+    "compile_configurations",
+    "forward",
+    "norm_concat",
+    "norm_concat_backward",
+    "statistics",
+    "statistics_backward",
+]
+
+
+def forward(
+    slow: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    alpha: int,
+    relu: bool,
+) -> Tensor:
+    output = native.allocate_output(slow, weight.shape[0])
+    if output.numel() == 0:
+        return output
+    weight, taps_inner = plan.depth_order(weight, fast)
+    facts = plan.facts(slow, fast, residual, output, weight=weight)
+    blocks = plan.conv_blocks(slow, weight)
+    tiles = slow.shape[0] * slow.shape[2] * triton.cdiv(plan.positions(slow), blocks["BLOCK_P"])
+    convolving = tiles * triton.cdiv(weight.shape[0], blocks["BLOCK_O"])
+    triton_forward.forward_kernel[(convolving + tiles * triton.cdiv(slow.shape[1], plan.BLOCK_C),)](
+        slow,
+        fast,
+        weight,
+        native.vector(scale, slow),
+        native.vector(shift, slow),
+        residual,
+        output,
+        convolving,
+        *plan.sizes(slow, facts),
+        alpha,
+        *slow.stride(),
+        *fast.stride(),
+        *(slow if residual is None else residual).stride(),
+        *output.stride(),
+        **plan.weight_sizes(weight),
+        SLOW_CHANNELS=slow.shape[1],
+        CHANNELS=weight.shape[0],
+        TAPS_INNER=taps_inner,
+        RELU=relu,
+        **facts,
+        WIDE=slow.dtype == torch.float64,
+        PRECISION=plan.precision(),
+        **blocks,
+        BLOCK_C=plan.BLOCK_C,
+    )
+    return output
+
+
+def backward(
+    grad_output: Tensor,
+    output: Tensor | None,
+    fast: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    alpha: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = native.allocate_gradients(grad_output, fast, weight, needs)
+    grad, kept = (native.lateral(x, weight.shape[0]) for x in (grad_output, output))
+    scale = native.vector(scale, grad_output)
+    _conv_backward(
+        grad, kept, scale, (None, None, None), fast, weight, alpha, grads, (needs[0], any(needs[1:]), *needs[2:])
+    )
+    return grads
+
+
+def statistics(fast: Tensor, weight: Tensor, alpha: int) -> tuple[Tensor, Tensor, Tensor]:
+    conv = native.allocate_conv(fast, weight, alpha)
+    mean, var = native.allocate_statistics(weight.shape[0], fast)
+    frames = conv.shape[0] * conv.shape[2]
+    weight, taps_inner = plan.depth_order(weight, fast)
+    facts = plan.facts(fast, conv, weight=weight)
+    blocks = plan.conv_blocks(fast, weight)
+    tiles = frames * triton.cdiv(plan.positions(fast), blocks["BLOCK_P"])
+    partials = allocate((2, conv.shape[1], tiles), like=fast, dtype=torch.float64)
+    if tiles:
+        triton_forward.statistics_forward_kernel[(tiles * triton.cdiv(weight.shape[0], blocks["BLOCK_O"]),)](
+            fast,
+            weight,
+            conv,
+            partials,
+            tiles,
+            *plan.sizes(conv, facts),
+            alpha,
+            *fast.stride(),
+            *conv.stride(),
+            **plan.weight_sizes(weight),
+            CHANNELS=weight.shape[0],
+            TAPS_INNER=taps_inner,
+            **facts,
+            WIDE=fast.dtype == torch.float64,
+            PRECISION=plan.precision(),
+            **blocks,
+        )
+    triton_forward.join_statistics_kernel[(conv.shape[1],)](
+        partials, mean, var, tiles, plan.positions(fast), frames, BLOCK_P=blocks["BLOCK_P"], BLOCK=plan.PARTIALS_BLOCK
+    )
+    return conv, mean, var
+
+
+def statistics_backward(
+    grad_conv: Tensor,
+    grad_mean: Tensor,
+    grad_var: Tensor,
+    fast: Tensor,
+    weight: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    alpha: int,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    grads = native.allocate_gradient(fast, needs[0]), native.allocate_gradient(weight, needs[1])
+    vectors = tuple(x.double().contiguous() for x in (mean, grad_mean, grad_var))
+    _conv_backward(grad_conv, conv, None, vectors, fast, weight, alpha, (*grads, None, None), (*needs, False, False))
+    return grads
+
+
+def _conv_backward(
+    grad: Tensor,
+    kept: Tensor | None,
+    scale: Tensor | None,
+    vectors: Sequence[Tensor | None],
+    fast: Tensor,
+    weight: Tensor,
+    alpha: int,
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> None:
+    """Both forms: `vectors` are mean, grad_mean and grad_var in the training form, where `kept` is conv."""
+    grad_fast, grad_weight, grad_scale, grad_shift = (x if w else None for x, w in zip(grads, wanted, strict=True))
+    weight, _ = plan.depth_order(weight, None)
+    channels = weight.shape[0]
+    constants = {
+        "KEPT": 0 if kept is None else 1 if vectors[0] is None else 2,
+        "WIDE": grad.dtype == torch.float64,
+        "PRECISION": plan.precision(),
+        **plan.weight_sizes(weight),
+    }
+    count = grad.numel() // channels
+    strides = (*grad.stride(), *(grad if kept is None else kept).stride())
+    if grad_fast is not None and grad_fast.numel():
+        facts, blocks = plan.facts(grad, kept, grad_fast, weight=weight), plan.fast_blocks(grad, weight)
+        tiles = grad_fast.shape[0] * grad_fast.shape[2] * triton.cdiv(plan.positions(grad), blocks["BLOCK_P"])
+        triton_backward.fast_backward_kernel[(tiles * triton.cdiv(weight.shape[1], blocks["BLOCK_F"]),)](
+            grad,
+            kept,
+            scale,
+            *vectors,
+            weight,
+            grad_fast,
+            count,
+            *plan.sizes(grad, facts),
+            alpha,
+            *strides,
+            *grad_fast.stride(),
+            **constants,
+            CHANNELS=channels,
+            SCALED=scale is not None,
+            **facts,
+            **blocks,
+        )
+    if grad_weight is not None:
+        facts, blocks = plan.facts(grad, kept, fast), plan.weight_blocks(grad, weight)
+        depth = weight.shape[1] * weight.shape[2]
+        tiles = grad.shape[0] * grad.shape[2] * triton.cdiv(plan.positions(grad), blocks["BLOCK_P"])
+        groups = triton.cdiv(channels, blocks["BLOCK_O"]) * triton.cdiv(depth, blocks["BLOCK_D"])
+        parts, tiles_per_part = plan.split(tiles, groups)
+        dtype = native.accumulator_dtype(grad.dtype)
+        partials = allocate((parts, channels, depth + 1), like=grad, dtype=dtype)
+        if parts:
+            triton_backward.weight_backward_kernel[(parts * groups,)](
+                grad,
+                kept,
+                *vectors,
+                fast,
+                partials,
+                tiles,
+                tiles_per_part,
+                count,
+                *plan.sizes(grad, facts),
+                alpha,
+                *strides,
+                *fast.stride(),
+                **constants,
+                CHANNELS=channels,
+                **facts,
+                **blocks,
+            )
+        triton_backward.join_weight_backward_kernel[(channels,)](
+            partials,
+            weight,
+            scale,
+            grad_weight,
+            grad_scale,
+            grad_shift,
+            parts,
+            *grad_weight.stride()[:3],
+            **plan.weight_sizes(weight),
+            WIDE=constants["WIDE"],
+            **plan.JOIN_BLOCKS,
+        )
+
+
+def norm_concat(
+    slow: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> Tensor:
+    channels = conv.shape[1]
+    output = native.allocate_output(slow, channels)
+    if output.numel() == 0:
+        return output
+    facts, blocks = plan.facts(slow, conv, residual, output), plan.norm_blocks(conv)
+    tiles = slow.shape[0] * slow.shape[2] * triton.cdiv(plan.positions(slow), blocks["BLOCK_P"])
+    normalising = tiles * triton.cdiv(channels, plan.BLOCK_C)
+    triton_norm.norm_forward_kernel[(normalising + tiles * triton.cdiv(slow.shape[1], plan.BLOCK_C),)](
+        slow,
+        conv,
+        mean.double().contiguous(),
+        var.double().contiguous(),
+        native.vector(gamma, conv),
+        native.vector(beta, conv),
+        residual,
+        output,
+        normalising,
+        *plan.sizes(slow, facts),
+        plan.bits(eps),
+        *slow.stride(),
+        *conv.stride(),
+        *(slow if residual is None else residual).stride(),
+        *output.stride(),
+        SLOW_CHANNELS=slow.shape[1],
+        CHANNELS=channels,
+        RELU=relu,
+        **facts,
+        WIDE=conv.dtype == torch.float64,
+        **blocks,
+    )
+    return output
+
+
+def norm_concat_backward(
+    grad_output: Tensor,
+    conv: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    relu: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    channels = conv.shape[1]
+    grad, grad_conv = grad_output[:, -channels:], native.allocate_gradient(conv)
+    grad_mean, grad_var = native.allocate_statistics(channels, conv)
+    grad_gamma, grad_beta = (native.allocate_vector(channels, conv) for _ in range(2))
+    vectors = (mean.double().contiguous(), var.double().contiguous(), native.vector(gamma, conv))
+    facts, blocks = plan.facts(grad, conv, grad_conv), plan.norm_blocks(conv)
+    groups = triton.cdiv(channels, plan.BLOCK_C)
+    tiles = conv.shape[0] * conv.shape[2] * triton.cdiv(plan.positions(conv), blocks["BLOCK_P"])
+    parts, tiles_per_part = plan.split(tiles, groups)
+    partials = allocate((2, channels, parts), like=conv, dtype=torch.float64)
+    wide = conv.dtype == torch.float64
+    if parts:
+        triton_norm.norm_backward_kernel[(parts * groups,)](
+            grad,
+            conv,
+            *vectors,
+            native.vector(beta, conv),
+            grad_conv,
+            partials,
+            parts,
+            tiles,
+            tiles_per_part,
+            *plan.sizes(conv, facts),
+            plan.bits(eps),
+            *grad.stride(),
+            *conv.stride(),
+            *grad_conv.stride(),
+            CHANNELS=channels,
+            RELU=relu,
+            **facts,
+            WIDE=wide,
+            **blocks,
+        )
+    grads = (grad_mean, grad_var, grad_gamma, grad_beta)
+    triton_norm.join_norm_backward_kernel[(channels,)](
+        partials, *vectors, *grads, parts, plan.bits(eps), WIDE=wide, BLOCK=plan.PARTIALS_BLOCK
+    )
+    return grad_conv, *grads
