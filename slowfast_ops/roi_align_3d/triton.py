@@ -86,7 +86,7 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     """(kernel, signature, constants, options) of what the launchers above ask for, for compiling without a GPU."""
     yield from plan_configurations()
     sizes = dict.fromkeys(("channels", "frames", "height", "width", "time_bins", "y_bins", "x_bins"), "i32")
-    matrices = {}
+    matrices: dict[str, str] = {}
     for axis in ("time", "y", "x"):
         matrices |= {f"{axis}_weights_ptr": "*fp32", f"{axis}_ranges_ptr": "*i32"}
     matrices |= {"boxes_per_roi": "i32", "time_rows_per_roi": "i32"}

@@ -250,8 +250,8 @@ def members_of_clips(plan: Plan, clips: int) -> tuple[Tensor, Tensor]:
 
 def plan_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     """compile_configurations() of these kernels; see triton.py."""
-    places = ("roi_stride", "frame_stride", "column_stride", "spatial_scale_bits", "temporal_scale_bits")
-    places += ("x_weights", "time_weights", "x_ranges", "time_ranges")
+    places = [f"{name}_stride" for name in ("roi", "frame", "column")]
+    places += ["spatial_scale_bits", "temporal_scale_bits", "x_weights", "time_weights", "x_ranges", "time_ranges"]
     for backward in (False, True):
         types = {"rois_ptr": "*fp32", "clip_ptr": "*i32", "weights_ptr": "*fp32", "ranges_ptr": "*i32"}
         types |= dict.fromkeys(_NUMBERS, "i32") | dict.fromkeys(places, "i64")
