@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 import typing
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -34,7 +36,8 @@ def parse_arguments(
     """Parses the command line into a dataclass.
 
     Every field is an option, spelled with hyphens or underscores (nested ones with dots); a bool field is a flag
-    (``--resume``, ``--resume=false``). ``--config run.yaml`` reads fields from a file, ``--print_config`` prints them.
+    (``--resume``, ``--resume=false``), a list takes several values (``--scales 224 256``). ``--config run.yaml`` reads
+    fields from a file, ``--print_config`` prints them.
 
     Args:
         config_class: a dataclass whose docstring documents the fields; fields without a default are required.
@@ -54,9 +57,11 @@ def parse_arguments(
     parser.add_class_arguments(config_class, skip=set(sections))
     for name, (section_class, left_out) in sections.items():
         parser.add_class_arguments(section_class, name, skip=left_out, instantiate=False)
-    flags = {name for name, hint in typing.get_type_hints(config_class).items() if hint is bool}
+    hints = typing.get_type_hints(config_class)
+    flags = {name for name, hint in hints.items() if hint is bool}
+    lists = {name for name, hint in hints.items() if list in [typing.get_origin(h) for h in _members(hint)]}
     try:
-        parsed = parser.parse_args(_normalise(sys.argv[1:] if argv is None else argv, flags))
+        parsed = parser.parse_args(_normalise(sys.argv[1:] if argv is None else argv, flags, lists))
         values = vars(parser.instantiate(parsed))
     except ArgumentError as error:
         raise InputError(_one_line(str(error))) from None
@@ -66,7 +71,7 @@ def parse_arguments(
 
 def option_value(argv: Sequence[str], name: str) -> str | None:
     """The value of an option on a command line that has not been parsed yet; "" for a flag, None if it is not there."""
-    arguments = _normalise(argv, set())
+    arguments = _normalise(argv)
     for argument, following in zip(reversed(arguments), ["--", *reversed(arguments)], strict=False):
         option, equals, value = argument.partition("=")
         if option == f"--{name}":
@@ -90,19 +95,29 @@ def run_command(main: Callable[[], object]) -> None:
         sys.exit(130)
 
 
-def _normalise(argv: Sequence[str], flags: set[str]) -> list[str]:
-    """Hyphens to underscores in option names; a flag without a value gets ``true``."""
-    arguments = []
-    for position, argument in enumerate(argv):
+def _normalise(argv: Sequence[str], flags: Iterable[str] = (), lists: Iterable[str] = ()) -> list[str]:
+    """Hyphens to underscores in option names; a flag without a value gets ``true``, a list's values become one."""
+    arguments: list[str] = []
+    position = 0
+    while position < len(argv):
+        argument, position = argv[position], position + 1
         option, equals, value = argument.partition("=")
         if option.startswith("--"):
             name = option[2:].replace("-", "_")
-            following = argv[position + 1] if position + 1 < len(argv) else "--"
+            following = argv[position] if position < len(argv) else "--"
             if name in flags and not equals and following.lower() not in ("true", "false"):
                 equals, value = "=", "true"
+            if name in lists and not equals and not following.startswith(("[", "--", "null")):
+                values = list(takewhile(lambda text: not text.startswith("--"), argv[position:]))
+                equals, value, position = "=", f"[{','.join(values)}]", position + len(values)
             argument = f"--{name}{equals}{value}"
         arguments.append(argument)
     return arguments
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other type, itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _one_line(message: str) -> str:

@@ -32,6 +32,8 @@ class TestConfig:
         num_workers: processes that read videos ahead, per process; 0 reads in the testing process
         num_temporal_views: clips per video, spread evenly (kinetics)
         num_spatial_crops: crops per clip, along the longer side (kinetics)
+        scales: lengths of the shorter side, each a view whose scores are averaged; default the data set's (ava)
+        flip: average over mirrored views, too (ava)
         protocol: of frame-mAP (ava)
         accelerator: cpu, gpu or auto
         devices: how many, which ("0,1"), or auto
@@ -49,6 +51,8 @@ class TestConfig:
     num_workers: int = 1
     num_temporal_views: int = 10
     num_spatial_crops: int = 3
+    scales: list[int] | None = None
+    flip: bool = False
     protocol: Protocol = "official"
     accelerator: str = "auto"
     devices: int | str = "auto"
@@ -78,6 +82,8 @@ def test(config: TestConfig) -> dict[str, Any]:
     options = resolve_data(config.dataset, config.data_root, config.data)
     if config.dataset == "kinetics":
         options |= {"temporal_views": config.num_temporal_views, "spatial_views": config.num_spatial_crops}
+    else:
+        options |= {"test_scales": config.scales and tuple(config.scales), "test_flip": config.flip}
     options["num_classes"] = description.num_classes
     data = task.data_module(
         DATA_CONFIGS[config.dataset](
@@ -109,7 +115,7 @@ def test(config: TestConfig) -> dict[str, Any]:
 def parse(argv: Sequence[str]) -> TestConfig:
     """Parses the command line; raises InputError for what is wrong with it."""
     data_class = DATA_CONFIGS.get(option_value(argv, "dataset") or "", DataConfig)
-    left_out = TOP_LEVEL_DATA_FIELDS | {"temporal_views", "spatial_views", "num_classes"}
+    left_out = TOP_LEVEL_DATA_FIELDS | {"temporal_views", "spatial_views", "test_scales", "test_flip", "num_classes"}
     return parse_arguments(
         TestConfig,
         "python -m slowfast_model.test",

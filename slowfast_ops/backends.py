@@ -1,7 +1,8 @@
 """Which implementation of an op runs, and why.
 
 Every op has up to four: `reference` (plain PyTorch, any device and dtype), `cpu` and `cuda` (the compiled kernels) and
-`triton`. `auto`, the default, picks by device; a backend asked for by name is used, or is an error that says why not.
+`triton`. `auto`, the default, picks by device, and on a GPU by what was measured (preferences.py); a backend asked for
+by name is used, or is an error that says why not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from slowfast_ops import _native
+from slowfast_ops.preferences import gpu_backends
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _ENVIRONMENT = "SLOWFAST_OPS_BACKEND"
@@ -94,23 +96,23 @@ class OpBackends:
             return "triton is not installed (pip install triton)"
         return None
 
-    def choose(self, device_type: str, dtype: torch.dtype) -> tuple[str | None, str | None]:
+    def choose(self, device_type: str, dtype: torch.dtype, shape_class: str = "any") -> tuple[str | None, str | None]:
         """(the backend that runs tensors of this device and dtype, None), or (None, why the requested one cannot)."""
         if _requested != "auto":
             reason = self.why_not(_requested, device_type, dtype)
             return (_requested, None) if reason is None else (None, reason)
-        for backend in ("cpu",) if device_type == "cpu" else ("cuda", "triton"):
+        for backend in ("cpu",) if device_type == "cpu" else gpu_backends(self.op, shape_class):
             if self.why_not(backend, device_type, dtype) is None:
                 return backend, None
         return "reference", None
 
-    def select(self, tensor: torch.Tensor) -> str:
-        """The backend that runs `tensor`.
+    def select(self, tensor: torch.Tensor, shape_class: str = "any") -> str:
+        """The backend that runs `tensor`; `shape_class` is a name that preferences.py has for its shape.
 
         Raises:
             RuntimeError: a backend was asked for by name and cannot run it.
         """
-        backend, reason = self.choose(tensor.device.type, tensor.dtype)
+        backend, reason = self.choose(tensor.device.type, tensor.dtype, shape_class)
         if backend is None:
             raise RuntimeError(f"{self.op}: backend {_requested!r} was asked for, but {reason}")
         return backend

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,6 +47,8 @@ class AvaDataConfig(DataConfig):
     Attributes:
         score_threshold: predicted boxes below it are left out.
         include_negatives: train on predicted boxes without a label, too, as examples of no action.
+        test_scales: lengths of the shorter side in testing, each a view of every key frame; default test_short_side.
+        test_flip: test every view mirrored, too.
         fps: frames per second that the model's sampling rate counts; default each video's own. AVA's published results
             are for 30.
         first_second: the timestamp at which the videos begin; default 0, or 900 for a video that ends before its
@@ -58,6 +60,8 @@ class AvaDataConfig(DataConfig):
 
     score_threshold: float = 0.8
     include_negatives: bool = False
+    test_scales: tuple[int, ...] | None = None
+    test_flip: bool = False
     fps: float | None = None
     first_second: float | None = None
     num_classes: int | None = None
@@ -72,6 +76,13 @@ class AvaDataConfig(DataConfig):
         super().__post_init__()
         if self.fps is not None and not self.fps > 0:
             raise InputError(f"data.fps is {self.fps}: expected frames per second, or null for each video's own rate")
+        if self.test_scales is not None and not (self.test_scales and min(self.test_scales) >= 1):
+            raise InputError(f"data.test_scales is {list(self.test_scales)}: expected lengths of 1 or more, or null")
+
+    def test_views(self, crop_size: int) -> list[tuple[int, bool]]:
+        """(length of the shorter side, whether mirrored) of every view in testing, for a model of this crop."""
+        sides = self.test_scales or (self.eval_short_side(crop_size),)
+        return [(side, flip) for flip in ((False, True) if self.test_flip else (False,)) for side in sides]
 
     def files(self, split: str) -> AvaFiles:
         """The annotation files of "train" or "val".
@@ -97,6 +108,7 @@ class AvaTarget:
         key: (video id, timestamp).
         boxes: float64 [R, 4], fractions of the full frame.
         rois: float64 [R, 4], the same boxes in pixels of the network's input.
+        view: number of the view of the key frame.
         labels: float32 [R, num_classes], multi-hot.
     """
 
@@ -104,6 +116,7 @@ class AvaTarget:
     boxes: npt.NDArray[np.float64]
     rois: npt.NDArray[np.float64]
     labels: npt.NDArray[np.float32]
+    view: int = 0
 
 
 class AvaVideos:
@@ -158,11 +171,14 @@ class AvaVideos:
 
 
 class AvaDataset(ClipDataset[AvaTarget]):
-    """A clip for every key frame that has boxes.
+    """A clip for every key frame that has boxes, or one for each of its views.
 
     In training: a random crop of the frame at a random size (its inverse is uniform, as PySlowFast has it for AVA),
     perhaps mirrored. Boxes that it does not show are left out; a crop that shows none is drawn anew, in the end around
-    one of them. In evaluation: the whole frame.
+    one of them. In evaluation: the whole frame; index ``view * len(key_frames) + k`` is key frame k.
+
+    Args:
+        views: (length of the shorter side, whether mirrored) of each; None: training.
     """
 
     def __init__(
@@ -172,42 +188,46 @@ class AvaDataset(ClipDataset[AvaTarget]):
         config: AvaDataConfig,
         model: ModelConfig,
         num_classes: int,
-        training: bool,
+        views: Sequence[tuple[int, bool]] | None,
     ) -> None:
-        super().__init__(config.seed, training)
+        super().__init__(config.seed, training=views is None)
         self.key_frames = key_frames
         self.videos = videos
         self.config = config
         self.model = model
         self.num_classes = num_classes
+        self.views = views
         self.cache = VideoCache(config.cache_megabytes << 20)
 
     def __len__(self) -> int:
-        return len(self.key_frames)
+        return len(self.key_frames) * len(self.views or [None])
 
     def load(self, index: int, rng: np.random.Generator) -> tuple[Frames, ClipGeometry, AvaTarget]:
+        view, index = divmod(index, len(self.key_frames))
         frames = self.read(index)
         boxes = self.key_frames.boxes_of(index)
-        geometry = self._geometry(frames.shape[1:3], boxes, rng)
+        if self.views is None:
+            geometry = self._random_geometry(frames.shape[1:3], boxes, rng)
+        else:
+            side, flip = self.views[view]
+            geometry = full_frame_geometry(frames.shape[1:3], side, flip=flip)
         rois = to_input_pixels(boxes, geometry)
         labels = self.key_frames.labels_of(index, self.num_classes)
         if self.training and is_visible(rois).any():
             shown = is_visible(rois)
             boxes, rois, labels = boxes[shown], rois[shown], labels[shown]
-        return frames, geometry, AvaTarget(self.key_frames.key(index), boxes, rois, labels)
+        return frames, geometry, AvaTarget(self.key_frames.key(index), boxes, rois, labels, view)
 
     def read(self, index: int) -> Frames:
-        """The decoded frames of a clip, uint8 [T, H, W, 3]."""
+        """The decoded frames of the clip around a key frame, uint8 [T, H, W, 3]."""
         with self.videos.open(*self.key_frames.key(index), self.cache) as (video, time):
             fps = self.config.fps or video.fps
             return video.read(key_frame_times(time, self.model.num_frames, self.model.sampling_rate, fps))[0]
 
-    def _geometry(
+    def _random_geometry(
         self, size: tuple[int, int], boxes: npt.NDArray[np.float64], rng: np.random.Generator
     ) -> ClipGeometry:
         crop_size = self.model.crop_size
-        if not self.training:
-            return full_frame_geometry(size, self.config.eval_short_side(crop_size))
         short_side, flip_probability = self.config.train_short_side(crop_size), self.config.flip_probability
         for _ in range(_CROP_ATTEMPTS):
             geometry = random_geometry(
@@ -237,6 +257,7 @@ class AvaDataset(ClipDataset[AvaTarget]):
             "labels": torch.from_numpy(np.concatenate([target.labels for target in targets] or no_labels)),
             "boxes": torch.from_numpy(np.concatenate([target.boxes for target in targets] or none)).float(),
             "keys": [target.key for target in targets],
+            "views": torch.tensor([target.view for target in targets], dtype=torch.int64),
             "bad_videos": [bad for sample in samples for bad in sample.bad_videos],
         }
 
@@ -245,13 +266,14 @@ class AvaDataModule(ClipDataModule):
     """AVA-format training and validation data.
 
     Training takes the ground truth, and predicted boxes for the training videos where there are any. Validation takes
-    predicted boxes where there are any, else those of the ground truth; excluded key frames are left out.
+    predicted boxes where there are any, else those of the ground truth; excluded key frames are left out. Testing takes
+    the same in all views.
 
     A batch is a dict: ``pathways``, float32 [N, 3, T, h, w] each; ``rois``, float32 [R, 5], clip in the batch and box
     in pixels of the input; ``labels``, float32 [R, num_classes], multi-hot, column k being class k + 1, zeros for
     predicted boxes without a label; ``boxes``, float32 [R, 4], fractions of the full frame; ``keys``, (video id,
-    timestamp) of each clip; ``bad_videos``, (path, reason) of those that were replaced in training, or are missing from
-    a validation batch. A validation batch may lack all its clips: N and R are 0 then.
+    timestamp) of each clip; ``views``, int64 [N]; ``bad_videos``, (path, reason) of those that were replaced in
+    training, or are missing from a validation batch. A validation batch may lack all its clips: N and R are 0 then.
 
     Attributes (after ``setup``):
         num_classes: outputs of the model.
@@ -289,7 +311,11 @@ class AvaDataModule(ClipDataModule):
                 f"{self.files['val'].label_map}: class ids must be 1 or more, got {self.evaluated_classes[0]}"
             )
         self.class_names = {k: names.get(k, f"class {k}") for k in range(1, self.num_classes + 1)}
-        self.train_data, self.val_data = (self._dataset(tables[split], split) for split in ("train", "val"))
+        crop_size = self.model_config.crop_size
+        key_frames = {split: self._key_frames(tables[split], split) for split in tables}
+        self.train_data = self._dataset(key_frames["train"], None)
+        self.val_data = self._dataset(key_frames["val"], [(config.eval_short_side(crop_size), False)])
+        self.test_data = self._dataset(key_frames["val"], config.test_views(crop_size))
 
     def _training_tables(self) -> list[LabelledBoxes]:
         tables = [self.groundtruth("train")]
@@ -317,7 +343,7 @@ class AvaDataModule(ClipDataModule):
             )
         return table
 
-    def _dataset(self, tables: list[LabelledBoxes], split: str) -> AvaDataset:
+    def _key_frames(self, tables: list[LabelledBoxes], split: str) -> KeyFrames:
         key_frames = KeyFrames.from_tables(tables)
         if not len(key_frames):
             raise InputError(f"{self.files[split].groundtruth}: no boxes, so there is nothing to {split} on")
@@ -326,9 +352,10 @@ class AvaDataModule(ClipDataModule):
                 f"{self.videos.folder}: none of the {len(key_frames.video_ids)} videos of "
                 f"{self.files[split].groundtruth.name} is there, such as {key_frames.video_ids[0]}.mp4"
             )
-        return AvaDataset(
-            key_frames, self.videos, self.config, self.model_config, self.num_classes, training=split == "train"
-        )
+        return key_frames
+
+    def _dataset(self, key_frames: KeyFrames, views: Sequence[tuple[int, bool]] | None) -> AvaDataset:
+        return AvaDataset(key_frames, self.videos, self.config, self.model_config, self.num_classes, views)
 
     @cached_property
     def _groundtruths(self) -> dict[str, LabelledBoxes]:
@@ -348,10 +375,15 @@ class AvaDataModule(ClipDataModule):
         return read_excluded_timestamps(path) if path is not None else set()
 
     def val_dataloader(self) -> DataLoader:
-        config, data = self.config, self.val_data
-        return evaluation_loader(data, data.key_frames.videos, config.batch_size, config.num_workers, data.collate)
+        return self._evaluation_loader(self.val_data)
 
-    test_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.test_data)
+
+    def _evaluation_loader(self, data: AvaDataset) -> DataLoader:
+        # The clips of a batch are of one video and one view: of one size.
+        groups = np.concatenate([data.key_frames.videos + view * len(data) for view in range(len(data.views or []))])
+        return evaluation_loader(data, groups, self.config.batch_size, self.config.num_workers, data.collate)
 
     def key_frame(self, video_id: str, timestamp: float) -> Frames:
         """The picture at a timestamp of the annotations, uint8 RGB [H, W, 3].

@@ -270,7 +270,7 @@ def check_ava(data: AvaDataModule, folder: Path, num_workers: int) -> tuple[list
         findings += Finding.of("warning", "labels", f"class ids of {split} are not in the action list", unknown)
         key_frames = KeyFrames.from_tables([table])
         video_ids[split] = set(key_frames.video_ids)
-        dataset = AvaDataset(key_frames, data.videos, config, data.model_config, data.num_classes, training=False)
+        dataset = AvaDataset(key_frames, data.videos, config, data.model_config, data.num_classes, [(256, False)])
         videos, outside = _check_ava_videos(dataset, folder, num_workers, split)
         findings += _video_findings(split, videos, config.max_bad_share)
         findings += Finding.of("warning", "timestamps", f"key frames of {split} lie outside their videos", outside)

@@ -16,15 +16,21 @@ _BOX_DECIMALS = 6  # undoes float32: 0.255 in a csv file is 0.255 again, and one
 class ScoredBoxes:
     """Boxes with a score per class on key frames, in any order.
 
-    A key frame counts once, with what came first: clips that a distributed sampler repeats to fill the last batch
-    change nothing.
+    A key frame may be scored in several views (scales, mirrored): its scores are their mean. Each view counts once,
+    with what came first: clips that a distributed sampler repeats to fill the last batch change nothing.
     """
 
     def __init__(self) -> None:
-        self._frames: dict[FrameKey, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = {}
+        self._boxes: dict[FrameKey, npt.NDArray[np.float64]] = {}
+        self._views: dict[FrameKey, dict[int, npt.NDArray[np.float64]]] = {}
 
     def add(
-        self, keys: Sequence[FrameKey], clip_indices: npt.ArrayLike, boxes: npt.ArrayLike, scores: npt.ArrayLike
+        self,
+        keys: Sequence[FrameKey],
+        clip_indices: npt.ArrayLike,
+        boxes: npt.ArrayLike,
+        scores: npt.ArrayLike,
+        views: Sequence[int] | None = None,
     ) -> None:
         """Adds a batch of N clips with R boxes altogether.
 
@@ -33,29 +39,40 @@ class ScoredBoxes:
             clip_indices: [R], which clip a box belongs to.
             boxes: [R, 4], x1, y1, x2, y2 as fractions of the full frame.
             scores: [R, K], column k is the score of class id k + 1.
+            views: [N], which view of its key frame a clip is; None: there is but one. All views have the same boxes.
         """
         clip = np.asarray(clip_indices).astype(np.int64).reshape(-1)
         box = np.asarray(boxes, np.float64).reshape(len(clip), 4).round(_BOX_DECIMALS)
         score = np.asarray(scores, np.float64)
-        for index, key in enumerate(keys):
-            self._frames.setdefault(frame_key(*key), (box[clip == index], score[clip == index]))
+        for index, (key, view) in enumerate(zip(keys, views or [0] * len(keys), strict=True)):
+            self._add(frame_key(*key), view, box[clip == index], score[clip == index])
+
+    def _add(self, key: FrameKey, view: int, boxes: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> None:
+        self._boxes.setdefault(key, boxes)
+        self._views.setdefault(key, {}).setdefault(view, scores)
 
     def merge(self, other: ScoredBoxes) -> None:
         """Adds what another process collected."""
-        for key, rows in other._frames.items():
-            self._frames.setdefault(key, rows)
+        for key, views in other._views.items():
+            for view, scores in views.items():
+                self._add(key, view, other._boxes[key], scores)
 
     def boxes_of(self, key: FrameKey) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
         """The boxes [R, 4] and scores [R, K] of a key frame; None if it was not scored."""
-        return self._frames.get(frame_key(*key))
+        key = frame_key(*key)
+        return (self._boxes[key], self._scores(key)) if key in self._boxes else None
+
+    def _scores(self, key: FrameKey) -> npt.NDArray[np.float64]:
+        views = self._views[key]
+        return np.mean([views[view] for view in sorted(views)], axis=0)  # in one order: the same bits for any batching
 
     def to_table(self, class_ids: Sequence[int]) -> LabelledBoxes:
         """One row per box and class of ``class_ids``, key frames in ascending order, ready for `ava`."""
-        keys = sorted(self._frames)
+        keys = sorted(self._boxes)
         columns = np.asarray(class_ids, np.int64) - 1
-        counts = [len(self._frames[key][0]) for key in keys]
-        boxes = np.concatenate([self._frames[key][0] for key in keys] or [np.zeros((0, 4))])
-        scores = np.concatenate([self._frames[key][1][:, columns] for key in keys] or [np.zeros((0, len(columns)))])
+        counts = [len(self._boxes[key]) for key in keys]
+        boxes = np.concatenate([self._boxes[key] for key in keys] or [np.zeros((0, 4))])
+        scores = np.concatenate([self._scores(key)[:, columns] for key in keys] or [np.zeros((0, len(columns)))])
         return LabelledBoxes(
             keys=keys,
             frames=np.repeat(np.arange(len(keys)), counts).repeat(len(columns)),

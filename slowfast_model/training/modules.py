@@ -154,7 +154,7 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
 
     The loss takes logits, so it is safe in half precision. Batches are dicts: "pathways" (list of [N, 3, T, H, W]),
     "rois" [R, 5] in input pixels, "labels" [R, K] multi-hot (column k is class id k + 1), and for evaluation "boxes"
-    [R, 4] as fractions of the full frame and "keys", the N (video id, timestamp) of the key frames.
+    [R, 4] as fractions of the full frame, "keys", the N (video id, timestamp) of the key frames, and "views" [N].
 
     Args:
         evaluate: frame-mAP of a table of detections, against the ground truth of the split that is evaluated.
@@ -195,4 +195,5 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
             return
         probabilities = self.model.predict(self.clips(batch), batch["rois"]).float().cpu().numpy()
         clip_indices = batch["rois"][:, 0].long().cpu().numpy()
-        self.scores.add(batch["keys"], clip_indices, batch["boxes"].cpu().numpy(), probabilities)
+        boxes = batch["boxes"].cpu().numpy()
+        self.scores.add(batch["keys"], clip_indices, boxes, probabilities, batch["views"].tolist())

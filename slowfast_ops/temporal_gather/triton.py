@@ -19,6 +19,7 @@ def forward_kernel(
     input_ptr,
     indices_ptr,
     output_ptr,
+    plane,
     channels,
     height,
     width,
@@ -34,17 +35,17 @@ def forward_kernel(
     output_h: tl.int64,
     output_w: tl.int64,
     CHANNELS_LAST: tl.constexpr,
+    DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program copies BLOCK elements of one output frame, in the order in which the output lies in memory."""
     n = tl.program_id(1).to(tl.int64) // frames
     t = tl.program_id(1).to(tl.int64) % frames
-    c, h, w, inside = _position(tl.program_id(0), channels, height, width, CHANNELS_LAST, BLOCK)
-    source = tl.load(indices_ptr + n * frames + t)
-    value = tl.load(
-        input_ptr + n * input_n + source * input_t + c * input_c + h * input_h + w * input_w, mask=inside, other=0
-    )
-    tl.store(output_ptr + n * output_n + t * output_t + c * output_c + h * output_h + w * output_w, value, mask=inside)
+    to, inside = _offsets(plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
+    source, _ = _offsets(plane, channels, height, width, input_c, input_h, input_w, CHANNELS_LAST, DENSE, BLOCK)
+    index = tl.load(indices_ptr + n * frames + t)
+    value = tl.load(input_ptr + n * input_n + index * input_t + source, mask=inside, other=0)
+    tl.store(output_ptr + n * output_n + t * output_t + to, value, mask=inside)
 
 
 @triton.jit
@@ -52,6 +53,7 @@ def backward_kernel(
     grad_output_ptr,
     indices_ptr,
     grad_input_ptr,
+    plane,
     channels,
     height,
     width,
@@ -69,41 +71,80 @@ def backward_kernel(
     input_w: tl.int64,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
+    DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program owns BLOCK elements of one frame of grad_input and sums, in order, the frames that read it."""
     n = tl.program_id(1).to(tl.int64) // frames
     t = tl.program_id(1).to(tl.int64) % frames
-    c, h, w, inside = _position(tl.program_id(0), channels, height, width, CHANNELS_LAST, BLOCK)
-    base = grad_output_ptr + n * output_n + c * output_c + h * output_h + w * output_w
+    to, inside = _offsets(plane, channels, height, width, input_c, input_h, input_w, CHANNELS_LAST, DENSE, BLOCK)
+    source, _ = _offsets(plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
     total = tl.zeros([BLOCK], dtype=tl.float64 if WIDE else tl.float32)
     for k in range(picked):
         reads = tl.load(indices_ptr + n * picked + k) == t
-        total += tl.load(base + k * output_t, mask=inside & reads, other=0).to(total.dtype)
-    place = grad_input_ptr + n * input_n + t * input_t + c * input_c + h * input_h + w * input_w
+        place = grad_output_ptr + n * output_n + k * output_t + source
+        total += tl.load(place, mask=inside & reads, other=0).to(total.dtype)
+    place = grad_input_ptr + n * input_n + t * input_t + to
     tl.store(place, total.to(grad_input_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _position(block, channels, height, width, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
-    i = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < channels.to(tl.int64) * height * width
-    if CHANNELS_LAST:
-        c = i % channels
-        w = i // channels % width
-        h = i // channels // width
+def _offsets(
+    plane,
+    channels,
+    height,
+    width,
+    stride_c,
+    stride_h,
+    stride_w,
+    CHANNELS_LAST: tl.constexpr,
+    DENSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Where this program's elements lie in a frame of one of the tensors, and which of them exist.
+
+    In a dense frame the pixels of a channel (channels_last_3d: all values) are adjacent: one division at most, and the
+    compiler sees that neighbours can share a 16-byte access.
+    """
+    if DENSE:
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < channels * plane
+        offset = i if CHANNELS_LAST else (i // plane).to(tl.int64) * stride_c + i % plane
     else:
-        w = i % width
-        h = i // width % height
-        c = i // width // height
-    return c, h, w, inside
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < channels.to(tl.int64) * plane
+        if CHANNELS_LAST:
+            c = i % channels
+            w = i // channels % width
+            h = i // channels // width
+        else:
+            w = i % width
+            h = i // width % height
+            c = i // width // height
+        offset = c * stride_c + h * stride_h + w * stride_w
+    return offset, inside
 
 
 BLOCK = 1024
 
 
-def _grid(c: int, h: int, w: int, frames: int) -> tuple[int, int]:
-    return triton.cdiv(c * h * w, BLOCK), frames
+def _grid(x: Tensor, frames: int) -> tuple[int, int]:
+    """Blocks of a frame of `x`, and frames of all clips."""
+    n, c, _, h, w = x.shape
+    return triton.cdiv(c * h * w, BLOCK), n * frames
+
+
+def _layout(x: Tensor, output: Tensor) -> dict[str, bool]:
+    """How the kernels walk the frames of both tensors; dense if `_offsets` may say so of both."""
+    channels_last = output_memory_format(output) == torch.channels_last_3d
+    _, c, _, h, w = x.shape
+    dense = c * h * w < 2**31
+    for tensor in (x, output):
+        expected = 1
+        for axis in (1, 4, 3) if channels_last else (4, 3):  # from the smallest stride on
+            dense = dense and (tensor.shape[axis] == 1 or tensor.stride(axis) == expected)
+            expected *= tensor.shape[axis]
+    return {"CHANNELS_LAST": channels_last, "DENSE": dense}
 
 
 def forward(x: Tensor, indices: Tensor) -> Tensor:
@@ -112,17 +153,18 @@ def forward(x: Tensor, indices: Tensor) -> Tensor:
     memory_format = output_memory_format(x)
     output = allocate((n, c, frames, h, w), like=x, memory_format=memory_format)
     if output.numel():
-        forward_kernel[_grid(c, h, w, n * frames)](
+        forward_kernel[_grid(x, frames)](
             x,
             indices.contiguous(),
             output,
+            h * w,
             c,
             h,
             w,
             frames,
             *x.stride(),
             *output.stride(),
-            CHANNELS_LAST=memory_format == torch.channels_last_3d,
+            **_layout(x, output),
             BLOCK=BLOCK,
         )
     return output
@@ -133,10 +175,11 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
     memory_format = output_memory_format(grad_output)
     grad_input = allocate((n, c, frames, h, w), like=grad_output, memory_format=memory_format)
     if grad_input.numel():
-        backward_kernel[_grid(c, h, w, n * frames)](
+        backward_kernel[_grid(grad_output, frames)](
             grad_output,
             indices.contiguous(),
             grad_input,
+            h * w,
             c,
             h,
             w,
@@ -144,7 +187,7 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
             picked,
             *grad_output.stride(),
             *grad_input.stride(),
-            CHANNELS_LAST=memory_format == torch.channels_last_3d,
+            **_layout(grad_output, grad_input),
             WIDE=grad_output.dtype == torch.float64,
             BLOCK=BLOCK,
         )
@@ -154,12 +197,13 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
 def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     """(kernel, signature, constants, options) of what the launchers above ask for, for compiling without a GPU."""
     strides = {f"{tensor}_{axis}": "i64" for tensor in ("input", "output") for axis in "ncthw"}
+    sizes = dict.fromkeys(("plane", "channels", "height", "width", "frames"), "i32")
     for channels_last in (False, True):
-        for dtype in ("*bf16", "*fp16", "*fp32"):
-            sizes = dict.fromkeys(("channels", "height", "width", "frames"), "i32")
-            constants = {"CHANNELS_LAST": channels_last, "BLOCK": BLOCK}
-            forward_types = {"input_ptr": dtype, "indices_ptr": "*i64", "output_ptr": dtype, **sizes, **strides}
-            yield forward_kernel, forward_types, constants, {}
-            backward_types = {"grad_output_ptr": dtype, "indices_ptr": "*i64", "grad_input_ptr": dtype, **sizes}
-            backward_types |= {"picked": "i32", **strides}
-            yield backward_kernel, backward_types, {**constants, "WIDE": False}, {}
+        for dense in (False, True):
+            constants = {"CHANNELS_LAST": channels_last, "DENSE": dense, "BLOCK": BLOCK}
+            for dtype in ("*bf16", "*fp16", "*fp32"):
+                forward_types = {"input_ptr": dtype, "indices_ptr": "*i64", "output_ptr": dtype, **sizes, **strides}
+                yield forward_kernel, forward_types, constants, {}
+                backward_types = {"grad_output_ptr": dtype, "indices_ptr": "*i64", "grad_input_ptr": dtype, **sizes}
+                backward_types |= {"picked": "i32", **strides}
+                yield backward_kernel, backward_types, {**constants, "WIDE": False}, {}

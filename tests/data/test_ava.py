@@ -232,6 +232,25 @@ def test_validation_shows_the_whole_frame(root: Path) -> None:
     assert batches[0]["labels"].tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
+def test_testing_takes_every_scale_and_its_mirror_image(root: Path) -> None:
+    data = module(root, test_scales=(32, 48), test_flip=True)
+    batches = list(data.test_dataloader())
+    views = [(view, key) for batch in batches for view, key in zip(batch["views"].tolist(), batch["keys"], strict=True)]
+    assert sorted(views) == [(view, key) for view in range(4) for key in [("a", 3.0), ("c", 1.0), ("c", 2.0)]]
+    for batch in batches:
+        (view,) = set(batch["views"].tolist())
+        side, flip = [(32, False), (48, False), (32, True), (48, True)][view]
+        width = int(side * WIDTH / HEIGHT)
+        assert batch["pathways"][1].shape[-2:] == (side, width)
+        boxes = batch["boxes"][:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([1, 0, 1, 0])
+        expected = (boxes if flip else batch["boxes"]) * torch.tensor([width, side] * 2)
+        torch.testing.assert_close(batch["rois"][:, 1:], expected)
+        if flip:
+            plain = next(b for b in batches if b["views"][0] == view - 2 and b["keys"] == batch["keys"])
+            torch.testing.assert_close(batch["pathways"][1].flip(-1), plain["pathways"][1], rtol=0, atol=1e-5)
+    assert len(module(root).test_data) == 3
+
+
 def test_validation_takes_predicted_boxes_and_leaves_out_excluded_key_frames(root: Path) -> None:
     predicted = "c,1,0.1,0.2,0.5,0.7,,0.95\nc,1,0.1,0.2,0.4,0.7,,0.5\nc,2,0,0,1,1,,0.9\nb,1,0.2,0.2,0.5,0.5,,0.8\n"
     write_annotations(
@@ -362,6 +381,7 @@ def test_what_is_missing_or_malformed_is_named(root: Path, damage: Any, message:
         ({"flip_probability": 1.5}, r"data\.flip_probability is 1\.5"),
         ({"slow_sampling": "random"}, r"data\.slow_sampling is 'random'"),
         ({"test_short_side": 0}, r"data\.test_short_side is 0"),
+        ({"test_scales": (0, 5)}, r"data\.test_scales is \[0, 5\]"),
         ({"fps": 0.0}, r"data\.fps is 0\.0"),
         ({"num_classes": 2}, r"data\.num_classes is 2, but there are class ids up to 3"),
     ],

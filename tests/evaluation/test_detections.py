@@ -55,6 +55,20 @@ def test_a_batch_is_split_by_clip() -> None:
     assert scored.boxes_of(("v", 4.0)) is None
 
 
+def test_views_of_a_key_frame_are_averaged_each_once() -> None:
+    boxes, scores = np.array([[0.1, 0.1, 0.5, 0.5]]), np.array([[0.2, 0.4]])
+    first, second = ScoredBoxes(), ScoredBoxes()
+    first.add([("v", 1.0)], [0], boxes, scores, [0])
+    second.add([("v", 1.0), ("v", 1.0)], [0, 1], boxes.repeat(2, axis=0), np.array([[0.4, 0.6], [0.9, 0.2]]), [1, 2])
+    second.add([("v", 1.0)], [0], boxes, scores + 0.1, [1])  # a view that came before
+    first.merge(second)
+    found, mean = first.boxes_of(("v", 1.0))
+    np.testing.assert_array_equal(found, boxes)
+    np.testing.assert_allclose(mean, [[0.5, 0.4]])
+    table = first.to_table([2])
+    assert (len(table), table.scores.tolist()) == (1, mean[:, 1].tolist())
+
+
 def test_nothing_scored_is_an_empty_table() -> None:
     assert len(ScoredBoxes().to_table([1, 2])) == 0
 

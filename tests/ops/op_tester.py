@@ -141,6 +141,13 @@ def only_on_a_gpu(test: Callable) -> Callable:
     return test
 
 
+def skip_below_gpu_memory(gib: int) -> None:
+    """Skips the test on a GPU with less free memory than this."""
+    free, _ = torch.cuda.mem_get_info()
+    if free < gib * 2**30:
+        pytest.skip(f"needs {gib} GiB of free GPU memory; there are {free / 2**30:.1f}")
+
+
 class OpTester:
     """Subclasses set `op` and `samples`; conftest.py parametrises the checks over samples, targets and memory layouts.
 

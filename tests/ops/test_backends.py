@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from slowfast_ops import _native, available_backends, requested_backend, temporal_gather, use_backend
+from slowfast_ops import _native, available_backends, preferences, requested_backend, temporal_gather, use_backend
 from slowfast_ops.backends import BACKENDS, OpBackends
 from slowfast_ops.info import collect, render
 
@@ -72,6 +75,69 @@ def test_every_op_is_listed_with_a_reason_for_every_backend():
     assert all(name in text for name in OpBackends.registry)
     with pytest.raises(ValueError, match="op='roi' is not an op"):
         available_backends("roi")
+
+
+def info_about(monkeypatch, *, nvcc: bool, triton: bool, gpu: bool) -> str:
+    """What the command prints on a machine with and without these."""
+    build = {"openmp": True, "compiler": "g++ 12", "cuda_archs": ["80", "90"]}
+    found = {"cuda": "13.0", "cuda_reason": "nvcc at /usr/local/cuda/bin/nvcc"}
+    missing = {"cuda": None, "cuda_reason": "nvcc not found (put it on PATH or set CUDA_HOME, then install again)"}
+    find_spec = importlib.util.find_spec
+
+    def find(name: str, *rest: object) -> object:
+        return (triton or None) if name == "triton" else find_spec(name, *rest)
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(_native, "MISSING", None)
+    monkeypatch.setattr(_native, "BUILD_INFO", {**build, **(found if nvcc else missing)})
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *index: "NVIDIA H100")
+    return re.sub(r"\s+", " ", render(collect()))
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "triton", "gpu", "runs", "said"),
+    [
+        (False, True, True, "triton", ["not built: nvcc not found", "cuda the CUDA kernels were not built"]),
+        (True, False, True, "cuda", ["built with CUDA 13.0 for sm_80 sm_90", "triton is not installed (pip install"]),
+        (False, False, True, "reference", ["CUDA kernels not built", "triton is not installed (pip install triton)"]),
+        (True, True, False, "cuda", ["CUDA devices none found", "tensors on cuda (this machine has none)"]),
+        (True, True, True, "cuda", ["CUDA devices NVIDIA H100", "triton can run"]),
+    ],
+    ids=["without nvcc", "without Triton", "without either", "without a GPU", "with all three"],
+)
+def test_info_explains_every_situation(monkeypatch, nvcc, triton, gpu, runs, said):
+    text = info_about(monkeypatch, nvcc=nvcc, triton=triton, gpu=gpu)
+    for words in said:
+        assert words in text
+    absent = "" if gpu else " (this machine has none)"
+    (section,) = re.findall(r"temporal_gather tensors on cpu: cpu runs.*", text)
+    assert f"tensors on cuda{absent}: {runs} runs" in section
+    assert "cpu the tensors are on cuda" in section
+
+
+def test_a_measured_preference_decides_what_auto_runs(monkeypatch):
+    entries = (
+        preferences.Preference("temporal_gather", "small", "NVIDIA H100", ("triton", "cuda"), "results/a.md"),
+        preferences.Preference("temporal_gather", "any", "NVIDIA A100", ("triton",), "results/b.md"),
+    )
+    monkeypatch.setattr(preferences, "MEASURED", entries)
+    monkeypatch.setattr(preferences, "_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(OpBackends, "why_not", lambda self, backend, device_type, dtype: None)
+    backends = OpBackends.registry["temporal_gather"]
+    assert backends.choose("cuda", torch.float32, "small") == ("triton", None)
+    assert backends.choose("cuda", torch.float32) == ("cuda", None)
+    assert OpBackends.registry["gather_frames"].choose("cuda", torch.float32, "small") == ("cuda", None)
+    assert backends.choose("cpu", torch.float32, "small") == ("cpu", None)
+
+
+def test_every_preference_cites_its_measurement():
+    benchmarks = Path(_native.__file__).resolve().parent.parent / "benchmarks"
+    for entry in preferences.MEASURED:
+        assert entry.op in OpBackends.registry
+        assert set(entry.backends) <= {"cuda", "triton", "reference"}
+        assert (benchmarks / "results" / Path(entry.measurement).name).is_file(), entry
 
 
 def test_info_command():

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from slowfast_ops import GatherFrames, _native, gather_frames, slow_frame_indices, use_backend
 from slowfast_ops.gather_frames import native, ops
-from tests.ops.op_tester import Target, only_on_a_gpu
+from tests.ops.op_tester import Target, only_on_a_gpu, skip_below_gpu_memory
+from tests.ops.property_testing import given, settings, st
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -172,7 +171,7 @@ CASES: dict[str, tuple[list, list, dict]] = {
         ["dense"],
         {"indices": [[2, 0]], "alpha": 2, "resize": (12, 44), "crop": (1, 2, 10, 32), "flip": True},
     ),
-    "not resized": ([(2, 9, 37, 3)], ["dense"], {"indices": [[1, 1, 0]], "alpha": 3, "crop": (0, 0, 9, 37)}),
+    "not resized": ([(2, 3, 37, 3)], ["dense"], {"indices": [[1, 1, 0, 1, 0, 0, 1, 0]], "alpha": 2}),
     "one axis": ([(1, 9, 16, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (9, 24)}),
     "wider than one block": ([(1, 2, 500, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (2, 700)}),
     "shrunk to a few pixels": ([(1, 3, 9000, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (2, 9)}),
@@ -259,6 +258,20 @@ class TestOnEveryTarget:
             stream.synchronize()
         for a, e in zip(actual, expected, strict=True):
             assert torch.equal(a, e)
+
+    @only_on_a_gpu
+    def test_offsets_beyond_31_bits(self, target: Target) -> None:
+        skip_below_gpu_memory(16)
+        frames = torch.zeros(44, 4096, 4096, 3, dtype=torch.uint8, device=target.device)
+        frames[-1, -1] = torch.arange(3 * 4096, device=target.device).reshape(-1, 3) % 251
+        for memory_format in MEMORY_FORMATS:
+            with use_backend(target.backend):
+                _, fast = gather_frames(
+                    frames, indices=range(44), alpha=1, dtype=torch.uint8, memory_format=memory_format
+                )
+            assert fast.numel() > 2**31
+            assert torch.equal(fast, frames.permute(3, 0, 1, 2))
+            del fast
 
 
 def test_upsampling_by_hand():

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +24,7 @@ from tests.ops.op_tester import (
     only_real_targets,
     outputs_and_gradients,
 )
+from tests.ops.property_testing import given, settings, st
 
 
 def tensors(*shapes: Sequence[int], seed: int = 1) -> list[Tensor]:

@@ -8,13 +8,12 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from slowfast_ops import RoIAlign3D, RoIAlign3DPool, roi_align_3d, roi_align_3d_pool, use_backend
 from tests.ops.op_tester import OpTester, Sample
+from tests.ops.property_testing import given, settings, st
 
 BOXES = [[0, 2.0, 3.0, 40.0, 50.0], [1, -20.0, 5.0, 33.0, 30.5], [0, 30.0, 20.0, 90.0, 70.0], [1, 9.0, 9.0, 9.0, 9.0]]
 CUBOIDS = [[0, 0.5, 2.0, 3.0, 3.7, 40.0, 50.0], [1, -3.0, -20.0, 5.0, 9.0, 33.0, 30.5], [1, 1.0, 8.0, 8.0, 2.0, 16, 16]]

@@ -6,11 +6,10 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from slowfast_ops import TemporalGather, slow_frame_indices, temporal_gather, use_backend
-from tests.ops.op_tester import OpTester, Sample
+from tests.ops.op_tester import OpTester, Sample, Target, only_on_a_gpu, skip_below_gpu_memory
+from tests.ops.property_testing import given, settings, st
 
 
 def sample(name: str, shape: tuple[int, ...], indices: list) -> Sample:
@@ -33,6 +32,21 @@ class TestTemporalGather(OpTester):
         sample("no-clips", (0, 3, 4, 3, 3), [1, 2]),
         sample("odd", (3, 7, 9, 5, 11), [8, 0, 3]),
     ]
+
+    @only_on_a_gpu
+    def test_offsets_beyond_31_bits(self, target: Target) -> None:
+        skip_below_gpu_memory(16)
+        x = torch.zeros(1, 1, 33, 8192, 8192, dtype=torch.bfloat16, device=target.device)
+        x[0, 0, 32, -1] = torch.arange(8192, device=target.device)  # more than 2^31 elements after the first
+        for value in (x, x.reshape(1, 8192, 33, 8192, 1), x.reshape(1, 8192, 33, 8192, 1).transpose(1, 3)):
+            value = value.detach().requires_grad_()
+            with use_backend(target.backend):
+                y = temporal_gather(value, [32, 0])
+                (grad,) = torch.autograd.grad(y, value, torch.ones_like(y))
+            assert torch.equal(y, value[:, :, [32, 0]])
+            del y
+            assert grad[:, :, [32, 0]].eq(1).all()
+            assert not grad[:, :, 1:32].any()
 
 
 def test_hand_computed():

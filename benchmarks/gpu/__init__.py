@@ -1,0 +1,1 @@
+"""The benchmark behind benchmarks/gpu_check.sh: `python -m benchmarks.gpu --help`."""
