@@ -144,7 +144,9 @@ class PySlowFastConfig:
         )
 
     def _lateral(self) -> LateralConfig:
-        return LateralConfig(self["SLOWFAST.FUSION_KERNEL_SZ"], self["SLOWFAST.FUSION_CONV_CHANNEL_RATIO"])
+        return LateralConfig(
+            kernel_size=self["SLOWFAST.FUSION_KERNEL_SZ"], channel_ratio=self["SLOWFAST.FUSION_CONV_CHANNEL_RATIO"]
+        )
 
     def _head(self) -> HeadConfig:
         return HeadConfig(

@@ -165,7 +165,8 @@ def mmaction2_state(
 @pytest.mark.parametrize(
     ("name", "make_state", "frames", "alpha"),
     [
-        ("slowfast_r50_8xb8-4x16x1-256e_kinetics400-rgb.py", partial(mmaction2_state, depths=(50, 50), fusion=5), 32, 8),
+        ("slowfast_r50_8xb8-4x16x1-256e_kinetics400-rgb.py",
+         partial(mmaction2_state, depths=(50, 50), fusion=5), 32, 8),
         ("slowfast_r50_8x8x1_256e_kinetics400_rgb_20200716-73547d2b.pth",
          partial(mmaction2_state, depths=(50, 50), fusion=7), 32, 4),
         ("slowfast_r101_8xb8-8x8x1-256e_kinetics400-rgb", partial(mmaction2_state, depths=(101, 101), fusion=5), 32, 4),
