@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_ops import LateralConvConcat, lateral_conv_concat, use_backend
+from slowfast_ops.lateral_conv_concat import ops
 from slowfast_ops.lateral_conv_concat.api import lateral_conv_norm_concat
 from tests.ops.op_tester import (
     OpTester,
@@ -106,13 +107,14 @@ class TestTrainingForm(LateralTester):
     ]
 
 
-class TestManyTiles:
-    """More positions, channels and depth than a tile of the GPU kernels has, and sums over many tiles in few parts."""
+class TestKernels:
+    """What the samples are too small, too wide or too plain for, on every target."""
 
     op = "lateral_conv_concat"
 
     @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
-    def test_matches_reference(self, form, layout, target, monkeypatch):
+    def test_matches_reference_with_many_tiles(self, form, layout, target, monkeypatch):
+        """More positions, channels and depth than a tile of the GPU kernels has."""
         if target.backend == "triton":
             monkeypatch.setattr(importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan"), "PROGRAMS", 6)
         sample = form("many-tiles", 1, 66, 1, 9, 15, 14, 67, 5, 2, relu=False)
@@ -151,6 +153,42 @@ class TestManyTiles:
         with use_backend(target.backend):
             actual = outputs_and_gradients(sample, inputs)
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+    def test_only_frames_that_a_tap_reaches_are_read(self, target):
+        """K=5, alpha=8: frames 3 to 5 of every eight reach no tap, so that NaN there changes nothing."""
+        slow, fast, weight = (x.float().to(target.device) for x in tensors(*shapes(1, 2, 2, 3, 5, 4, 6, 5, 8)))
+        with use_backend(target.backend):
+            expected = lateral_conv_concat(slow, fast, weight, alpha=8)
+            fast[:, :, [3, 4, 5, 11, 12, 13]] = float("nan")
+            assert torch.equal(lateral_conv_concat(slow, fast, weight, alpha=8), expected)
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_nan_passes_through_the_relus(self, channels_last, target):
+        memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+        slow, fast, weight = (x.float().to(target.device) for x in tensors(*shapes(1, 2, 1, 2, 2, 2, 3, 1, 1)))
+        slow[0, 0, 0, 0, 0] = fast[0, 1, 0, 1, 1] = float("nan")
+        slow, fast = (x.contiguous(memory_format=memory_format) for x in (slow, fast))
+        with use_backend(target.backend):
+            output = lateral_conv_concat(slow, fast, weight, alpha=1, residual=torch.zeros_like(slow))
+            mean, var = (torch.full((2,), x, dtype=torch.float64, device=target.device) for x in (0.0, 1.0))
+            kernels = ops.triton if target.backend == "triton" else ops.compiled
+            normalised = kernels.lateral_norm_concat(slow, fast, mean, var, None, None, None, True, 0.0)
+        assert output[0, 0, 0, 0, 0].isnan()
+        assert output[0, 2:, 0, 1, 1].isnan().all()
+        assert output.isnan().sum() == 4
+        assert normalised[0, 3, 0, 1, 1].isnan()
+        assert normalised.isnan().sum() == 2
+
+    @pytest.mark.parametrize("mean", [0.0, 1e3])
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+    def test_statistics_are_exact_far_from_zero(self, mean, memory_format, target):
+        """A variance by E[x^2] - E[x]^2 would lose all its digits at a mean of 1000."""
+        fast = (tensors((2, 1, 2, 10, 15))[0] + mean).float().contiguous(memory_format=memory_format).to(target.device)
+        slow, weight = torch.zeros_like(fast), torch.ones(2, 1, 1, 1, 1, device=target.device)
+        with use_backend(target.backend):
+            _, got_mean, got_var = lateral_conv_norm_concat(slow, fast, weight, None, None, alpha=1)
+        torch.testing.assert_close(got_mean.double(), fast.double().mean().expand(2), rtol=1e-9, atol=1e-8)
+        torch.testing.assert_close(got_var.double(), fast.double().var().expand(2), rtol=1e-6, atol=0)
 
     @only_on_a_gpu
     @pytest.mark.parametrize("large", ["output", "fast"])
@@ -213,26 +251,6 @@ def test_hand_computed_epilogue_and_residual():
     residual = torch.tensor([-4.0, 3.0]).reshape(1, 1, 2, 1, 1)
     output = lateral_conv_concat(slow, fast, weight, scale, shift, alpha=1, residual=residual)
     assert output.flatten().tolist() == [0, 4, 1, 0]
-
-
-def test_only_frames_that_a_tap_reaches_are_read():
-    """K=5, alpha=8: frames 3 to 5 of every eight reach no tap, so that NaN there changes nothing."""
-    slow, fast, weight = (x.float() for x in tensors(*shapes(1, 2, 2, 3, 5, 4, 6, 5, 8)))
-    expected = lateral_conv_concat(slow, fast, weight, alpha=8)
-    fast[:, :, [3, 4, 5, 11, 12, 13]] = float("nan")
-    assert torch.equal(lateral_conv_concat(slow, fast, weight, alpha=8), expected)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_nan_passes_through_the_relus(channels_last):
-    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
-    slow, fast, weight = (x.float() for x in tensors(*shapes(1, 2, 1, 2, 2, 2, 3, 1, 1)))
-    slow[0, 0, 0, 0, 0] = fast[0, 1, 0, 1, 1] = float("nan")
-    slow, fast = (x.contiguous(memory_format=memory_format) for x in (slow, fast))
-    output = lateral_conv_concat(slow, fast, weight, alpha=1, residual=torch.zeros_like(slow))
-    assert output[0, 0, 0, 0, 0].isnan()
-    assert output[0, 2:, 0, 1, 1].isnan().all()
-    assert output.isnan().sum() == 4
 
 
 @given(
@@ -323,17 +341,6 @@ def test_three_training_steps_then_evaluation_equal_conv_and_batch_norm(options,
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(slow, fast), plain(theirs.eval(), slow, fast), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("mean", [0.0, 1e3])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-def test_statistics_are_exact_far_from_zero(mean, memory_format):
-    """A variance by E[x^2] - E[x]^2 would lose all its digits at a mean of 1000."""
-    fast = (tensors((2, 1, 2, 30, 30))[0] + mean).float().contiguous(memory_format=memory_format)
-    slow, weight = torch.zeros(2, 2, 2, 30, 30).contiguous(memory_format=memory_format), torch.ones(2, 1, 1, 1, 1)
-    _, got_mean, got_var = lateral_conv_norm_concat(slow, fast, weight, None, None, alpha=1)
-    torch.testing.assert_close(got_mean.double(), fast.double().mean().expand(2), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(got_var.double(), fast.double().var().expand(2), rtol=1e-4, atol=0)
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_passes_gradients():
