@@ -74,7 +74,7 @@ def conv_gradient(
         multiply = 2.0 * tl.load(grad_var_ptr + o, mask=inside, other=0) / count
         add = tl.load(grad_mean_ptr + o, mask=inside, other=0) / count + multiply * (centre.to(tl.float64) - mean)
         value += add.to(wide)[None, :] + multiply.to(wide)[None, :] * (kept - centre[None, :])
-        value = tl.where(mask, value, 0.0)
+        value = tl.where(mask, value, 0.0)  # float16 could make an infinity of it, which times 0 is a NaN
     if SCALED:
         value *= tl.load(scale_ptr + o, mask=inside, other=0)[None, :]
     return value

@@ -132,7 +132,10 @@ class TestKernels:
         """A frame of one position is a tile; csrc/cuda splits its sums into up to 512 and 1024 parts."""
         frames = 1100
         if target.backend == "triton":
-            monkeypatch.setattr(importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan"), "PROGRAMS", 3)
+            plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
+            monkeypatch.setattr(plan, "PROGRAMS", 6)
+            monkeypatch.setattr(plan, "PARTIALS_BLOCK", 4)
+            monkeypatch.setattr(plan, "JOIN_BLOCKS", {"BLOCK": 4, "BLOCK_PARTS": 2})
             frames = 20
         sample = form("long", 1, 1, frames, 1, 1, 2, 3, 3, 1, relu=False)
         inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
@@ -189,6 +192,18 @@ class TestKernels:
             _, got_mean, got_var = lateral_conv_norm_concat(slow, fast, weight, None, None, alpha=1)
         torch.testing.assert_close(got_mean.double(), fast.double().mean().expand(2), rtol=1e-9, atol=1e-8)
         torch.testing.assert_close(got_var.double(), fast.double().var().expand(2), rtol=1e-6, atol=0)
+
+    def test_positions_past_the_last_add_nothing(self, target):
+        """A tile is larger than this frame; in its rest, conv - mean would give infinities in float16."""
+        options = {"dtype": torch.float16 if torch.float16 in target.dtypes else torch.float32, "device": target.device}
+        fast, weight, noise = (x.to(**options) for x in tensors((1, 2, 1, 1, 3), (2, 2, 1, 1, 1), (1, 2, 1, 1, 3)))
+        mean, var = (torch.full((2,), x, dtype=torch.float64, device=target.device) for x in (100.0, 1000.0))
+        conv, zero = 100 + noise, torch.zeros_like(noise)
+        suffix = "_triton" if target.backend == "triton" else ""
+        backward = getattr(torch.ops.slowfast, f"lateral_conv_statistics{suffix}_backward")
+        _, grad = backward(zero, 0 * var, var, fast, weight, conv, mean, 1, [True, True])
+        expected = (conv.double() - mean[:, None, None, None])[0, :, 0, 0] @ fast.double()[0, :, 0, 0].T * 2000 / 3
+        torch.testing.assert_close(grad[..., 0, 0, 0].double(), expected, rtol=2e-3, atol=1.0)
 
     @only_on_a_gpu
     @pytest.mark.parametrize("large", ["output", "fast"])
