@@ -41,11 +41,16 @@ class LayerCost:
 
     @property
     def stage(self) -> str:
-        """Part of the network that the layer is in: "slow.res2", "fast.stem", "lateral.res3", "head"."""
-        first, *rest = self.name.split(".")
-        if first == "pathways":
-            return ".".join(rest[:2])
-        return ".".join([first, *rest[:1]]) if first == "lateral" else first
+        """Part of the network that the layer is in, see `stage_of`."""
+        return stage_of(self.name)
+
+
+def stage_of(name: str) -> str:
+    """Part of the network that a module or parameter is in: "slow.res2", "fast.stem", "lateral.res3", "head"."""
+    first, *rest = name.split(".")
+    if first == "pathways":
+        return ".".join(rest[:2])
+    return ".".join([first, rest[0]]) if first in ("lateral", "slow_to_fast") else first
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,10 @@ def measure_complexity(
             network.predict(clips)
         else:
             network.predict(clips, torch.empty(num_boxes, 5))
-    stages = dict.fromkeys(layer.stage for layer in layers)
-    return Complexity(tuple(layers), {stage: _count_parameters(network, stage) for stage in stages})
+    stages = dict.fromkeys((layer.stage for layer in layers), 0)
+    for name, parameter in network.named_parameters():
+        stages[stage_of(name)] = stages.get(stage_of(name), 0) + parameter.numel()
+    return Complexity(tuple(layers), stages)
 
 
 @functools.lru_cache(maxsize=1)  # for another size of the same network: building takes longer than running
@@ -132,11 +139,6 @@ def _watched_network(
         network = build_model(config, num_classes=num_classes, head=head).eval()
         _watch(network, "", layers)
     return mode, network, layers
-
-
-def _count_parameters(network: VideoNetwork, stage: str) -> int:
-    name = stage if stage.startswith(("lateral", "head")) else f"pathways.{stage}"
-    return sum(parameter.numel() for parameter in network.get_submodule(name).parameters())
 
 
 def _watch(module: nn.Module, name: str, layers: list[LayerCost]) -> None:

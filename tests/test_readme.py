@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from slowfast_model import list_presets
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -28,6 +30,12 @@ def test_example_runs_and_gives_the_stated_shapes(block):
 def test_there_are_examples_of_every_op():
     for op in ("LateralConvConcat", "roi_align_3d_pool", "gather_frames", "temporal_gather"):
         assert any(op in block for block in PYTHON_BLOCKS), op
+
+
+def test_every_preset_is_listed():
+    section = README.split("### The networks")[1].split("\n## ")[0]
+    names = re.findall(r"`([a-z0-9_]+_(?:\d+x\d+|tiny))`", section)
+    assert sorted(names) == sorted(list_presets())
 
 
 def test_commands_and_files_exist():

@@ -14,6 +14,8 @@ from slowfast_model.models.fields import from_plain, require, require_choice, to
 NonLocalInstantiation = Literal["dot_product", "softmax"]
 
 BlockType = Literal["bottleneck", "basic"]
+InputTransform = Literal["none", "half_resolution", "grey", "time_difference"]
+LateralKind = Literal["time_strided_conv", "time_strided_sample", "time_to_channel_concat", "time_to_channel_sum"]
 
 PATHWAY_NAMES = ("slow", "fast")
 EXPANSION = {"bottleneck": 4, "basic": 1}  # output channels of a block per channel of a pathway without groups
@@ -137,7 +139,9 @@ class PathwayConfig:
             at its output (as many with basic blocks). The Fast pathway has a fraction beta of the Slow one's width.
         stages: res2, res3, ...
         stem: conv1 and pool1.
-        in_channels: channels of the clip.
+        in_channels: channels of the clip: 3, or 2 for optical flow.
+        input_transform: what becomes of the clip before the stem (Table 5c): "half_resolution", "grey",
+            "time_difference" (every frame less the one before), or "none".
         block: "bottleneck" (R50 and deeper) or "basic" (R18, R34).
         groups: of the bottlenecks' 3x3 convolutions (ResNeXt).
         inner_width: channels inside the bottlenecks of the first stage, doubled in each that follows; None: ``width``.
@@ -147,6 +151,7 @@ class PathwayConfig:
     stages: tuple[StageConfig, ...]
     stem: StemConfig = field(default_factory=StemConfig)
     in_channels: int = 3
+    input_transform: InputTransform = "none"
     block: BlockType = "bottleneck"
     groups: int = 1
     inner_width: int | None = None
@@ -155,6 +160,9 @@ class PathwayConfig:
         require(self.width >= 1, "pathway.width", self.width, "1 or more")
         require(len(self.stages) >= 1, "pathway.stages", self.stages, "one or more stages")
         require(self.in_channels >= 1, "pathway.in_channels", self.in_channels, "1 or more")
+        require_choice(InputTransform, "pathway.input_transform", self.input_transform)
+        if self.input_transform == "grey":
+            require(self.in_channels == 3, "pathway.in_channels", self.in_channels, "3 (RGB), to be made grey")
         require_choice(BlockType, "pathway.block", self.block)
         if self.block == "basic":
             require(self.groups == 1, "pathway.groups", self.groups, "1 for basic blocks")
@@ -183,7 +191,7 @@ class PathwayConfig:
     @property
     def level_strides(self) -> tuple[int, ...]:
         """Input pixels per feature pixel at the output of the stem and of each stage."""
-        strides = [self.stem.total_stride]
+        strides = [self.stem.total_stride * (2 if self.input_transform == "half_resolution" else 1)]
         for stage in self.stages:
             strides.append(strides[-1] * stage.stride)
         return tuple(strides)
@@ -191,22 +199,39 @@ class PathwayConfig:
 
 @dataclass(frozen=True)
 class LateralConfig:
-    """The time-strided lateral connections, Fast to Slow, after the stem and every stage but the last (section 3.4).
+    """The lateral connections, Fast to Slow, after the stem and every stage but the last (section 3.4).
 
     Attributes:
+        kind: "time_strided_conv", a convolution of stride alpha (the paper's T-conv); "time_strided_sample", one of
+            every alpha frames (T-sample); "time_to_channel_concat" or "time_to_channel_sum", alpha frames side by side
+            in the channels (TtoC), concatenated to the Slow features or added to them.
         kernel_size: temporal size of the convolution, odd. The paper's text says 5; its 8x8 R50 results come from 7.
         channel_ratio: output channels of the convolution per channel of the Fast pathway.
-        norm, relu: whether batch norm and ReLU follow the convolution.
+        norm, relu: whether batch norm and ReLU follow the convolution, the sampled or the rearranged frames.
+        bidirectional: whether the Slow features reach the Fast pathway, too: a 1x1x1 convolution to its channels (with
+            ``norm`` and ``relu``), each frame repeated alpha times, added. The paper reports no gain and no details.
     """
 
+    kind: LateralKind = "time_strided_conv"
     kernel_size: int = 5
     channel_ratio: int = 2
     norm: bool = True
     relu: bool = True
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
+        require_choice(LateralKind, "lateral.kind", self.kind)
         require(_is_odd(self.kernel_size), "lateral.kernel_size", self.kernel_size, "an odd number")
         require(self.channel_ratio >= 1, "lateral.channel_ratio", self.channel_ratio, "1 or more")
+
+    def added_channels(self, fast_channels: int, alpha: int) -> int:
+        """Channels that a connection adds to the Slow features."""
+        return {
+            "time_strided_conv": self.channel_ratio * fast_channels,
+            "time_strided_sample": fast_channels,
+            "time_to_channel_concat": alpha * fast_channels,
+            "time_to_channel_sum": 0,
+        }[self.kind]
 
 
 @dataclass(frozen=True)
@@ -272,11 +297,23 @@ class ModelConfig:
         )
         slow, fast = self.pathways
         require(
-            slow.level_strides == fast.level_strides,
+            fast.level_strides in (slow.level_strides, tuple(2 * stride for stride in slow.level_strides)),
             "model.pathways",
             f"spatial strides {slow.level_strides} (slow) and {fast.level_strides} (fast)",
-            "the same strides in both pathways, so that the lateral connections meet maps of one size",
+            "the same strides in both pathways, or twice as much in the fast one",
         )
+        if self.lateral is not None and self.lateral.bidirectional:
+            require(
+                not self.fast_is_half_size, "model.lateral.bidirectional", True, "false for a half-size Fast pathway"
+            )
+        if self.lateral is not None and self.lateral.kind == "time_to_channel_sum":
+            packed = tuple(self.alpha * channels for channels in fast.level_channels)
+            require(
+                packed[:-1] == slow.level_channels[:-1],
+                "model.lateral.kind",
+                self.lateral.kind,
+                f"another kind, or alpha times the Fast channels, {packed}, to be the Slow ones, {slow.level_channels}",
+            )
 
     @property
     def num_pathways(self) -> int:
@@ -288,8 +325,13 @@ class ModelConfig:
         return (self.num_frames // self.alpha, self.num_frames)[: self.num_pathways]
 
     @property
+    def fast_is_half_size(self) -> bool:
+        """Whether the Fast pathway's maps are half as high and wide as the Slow one's."""
+        return self.num_pathways == 2 and self.pathways[1].level_strides != self.pathways[0].level_strides
+
+    @property
     def spatial_stride(self) -> int:
-        """Input pixels per pixel of the last feature map."""
+        """Input pixels per pixel of the last feature map of the first pathway."""
         return self.pathways[0].level_strides[-1]
 
     @property

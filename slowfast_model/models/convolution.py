@@ -10,6 +10,12 @@ from torch.nn import functional as F
 _TIME_PLANE_MAX_CHANNELS = 64
 
 
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """channels_last_3d if ``x`` [N, C, T, H, W] lies so in memory, contiguous otherwise."""
+    channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)
+    return torch.channels_last_3d if channels_last else torch.contiguous_format
+
+
 class PlanarConv3d(nn.Conv3d):
     """An nn.Conv3d with "same" padding that runs as a 2D convolution where its kernel is flat.
 

@@ -12,7 +12,7 @@ from slowfast_model.errors import InputError
 from slowfast_model.models.config import PATHWAY_NAMES, ModelConfig, PathwayConfig
 from slowfast_model.models.heads import ClassificationHead, DetectionHead
 from slowfast_model.models.initialization import initialize
-from slowfast_model.models.lateral import build_laterals, lateral_channels
+from slowfast_model.models.lateral import build_laterals, build_ways_back, enlarge, lateral_channels
 from slowfast_model.models.presets import get_preset
 from slowfast_model.models.residual import ResidualStage, join
 from slowfast_model.models.stem import Stem
@@ -61,6 +61,7 @@ class VideoNetwork(nn.Module):
             added = [lateral_channels(built, level) if index == 0 else 0 for level in range(len(self.level_names))]
             self.pathways[PATHWAY_NAMES[index]] = self._build_pathway(pathway, added)
         self.lateral = build_laterals(built, self.level_names)
+        self.slow_to_fast = build_ways_back(built, self.level_names)
         self.head: ClassificationHead | DetectionHead
         if head == "detection":
             self.head = DetectionHead(built.feature_channels, num_classes, built.head, built.spatial_stride)
@@ -126,20 +127,29 @@ class VideoNetwork(nn.Module):
         return logits.softmax(dim=-1).mean(dim=(1, 2))
 
     def features(self, pathways: Sequence[Tensor]) -> list[Tensor]:
-        """The last feature map of each pathway, [N, C, T, H/s, W/s] with s = 32, or 16 under a detection head."""
+        """The last feature map of each pathway, [N, C, T, H/s, W/s] with s = 32, or 16 under a detection head.
+
+        A Fast pathway of half the size is enlarged to the Slow one's.
+        """
         self._check_pathways(pathways)
         levels = list(self.pathways.values())
         maps = [level["stem"](clip) for level, clip in zip(levels, pathways, strict=True)]
-        if "stem" in self.lateral:
-            maps[0] = self.lateral["stem"](*maps)
+        maps = self._connect("stem", [(x, None) for x in maps])
         for name in self.level_names[1:]:
-            (slow_branch, slow_shortcut), *others = (level[name](x) for level, x in zip(levels, maps, strict=True))
-            maps[1:] = [join(*terms) for terms in others]
-            if name in self.lateral:  # adds the Slow pathway's two terms on its way through them
-                maps[0] = self.lateral[name](slow_branch, maps[1], residual=slow_shortcut)
-            else:
-                maps[0] = join(slow_branch, slow_shortcut)
-        return maps
+            maps = self._connect(name, [level[name](x) for level, x in zip(levels, maps, strict=True)])
+        return [maps[0], enlarge(maps[1], maps[0])] if self.config.fast_is_half_size else maps
+
+    def _connect(self, name: str, terms: list[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        """What the pathways have after a level, given the terms of each one's own output (see `Bottleneck.forward`)."""
+        (slow, shortcut), *others = terms
+        fast = [join(*other) for other in others]
+        if name in self.slow_to_fast:  # reads what the Slow pathway has before the Fast one's features join it
+            slow, shortcut = join(slow, shortcut), None
+            return [self.lateral[name](slow, *fast), self.slow_to_fast[name](slow, *fast)]
+        if name in self.lateral:  # adds the Slow pathway's two terms on its way through them
+            given = [enlarge(x, slow) for x in fast] if self.config.fast_is_half_size else fast
+            return [self.lateral[name](slow, *given, residual=shortcut), *fast]
+        return [join(slow, shortcut), *fast]
 
     def _check_pathways(self, pathways: Sequence[Tensor]) -> None:
         config = self.config

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast_model.models.config import NonLocalConfig, NonLocalInstantiation
-from slowfast_model.models.convolution import PlanarConv3d
+from slowfast_model.models.convolution import PlanarConv3d, memory_format_of
 
 
 class Attention(nn.Module):
@@ -52,6 +52,5 @@ class NonLocalBlock(nn.Module):
             y.flatten(2).transpose(1, 2) for y in (self.theta(x), self.phi(attended), self.g(attended))
         )
         y = self.attention(queries, keys, values).transpose(1, 2).unflatten(2, x.shape[2:])
-        channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)  # as y is
-        y = y if channels_last else y.contiguous()
+        y = y.contiguous(memory_format=memory_format_of(x))
         return self.bn(self.out(y)).add_(x), None

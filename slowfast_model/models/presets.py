@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Literal
 
 from slowfast_model.errors import InputError
 from slowfast_model.models.config import (
@@ -15,7 +17,9 @@ from slowfast_model.models.config import (
     StageConfig,
     StemConfig,
 )
-from slowfast_model.models.fields import require
+from slowfast_model.models.fields import require, require_choice
+
+FastInput = Literal["rgb", "half_resolution", "grey", "time_difference", "optical_flow"]
 
 RESNET_DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BASIC_DEPTHS = (18, 34)  # the depths with basic blocks
@@ -115,6 +119,7 @@ def slowfast_config(
     depth: int = 50,
     fast_depth: int | None = None,
     fast_width: int = 8,
+    fast_input: FastInput = "rgb",
     fusion_kernel: int = 5,
     all_temporal: Collection[str] = (),
     non_local: Mapping[str, NonLocalConfig] | None = None,
@@ -127,6 +132,8 @@ def slowfast_config(
         depth: of the Slow pathway's ResNet, see `RESNET_DEPTHS`.
         fast_depth: of the Fast pathway's; None: the same.
         fast_width: channels of the Fast stem: 64 times the paper's beta.
+        fast_input: what the Fast pathway sees (Table 5c): "rgb", or made of it "half_resolution", "grey" or
+            "time_difference"; "optical_flow": its clip has two channels.
         fusion_kernel: temporal size of the lateral convolutions.
         all_temporal: pathways ("slow", "fast") in which all blocks of a stage have its temporal kernel, and not just as
             many as R50 has: both for PySlowFast's R101_101_101, "fast" for R101_50_101.
@@ -135,9 +142,14 @@ def slowfast_config(
     Raises:
         InputError: a depth that there is none of, or a rate that ``alpha`` does not divide.
     """
+    require_choice(FastInput, "fast_input", fast_input)
     require(slow_rate % alpha == 0, "slow_rate", slow_rate, f"a multiple of alpha = {alpha}")
     slow = resnet(depth, SLOW_KERNELS, StemConfig(), all_temporal="slow" in all_temporal, non_local=non_local)
     fast = resnet(fast_depth or depth, FAST_KERNELS, FAST_STEM, width=fast_width, all_temporal="fast" in all_temporal)
+    if fast_input == "optical_flow":
+        fast = replace(fast, in_channels=2)
+    elif fast_input != "rgb":
+        fast = replace(fast, input_transform=fast_input)
     return ModelConfig(
         name=f"slowfast_r{depth}{'_nl' if non_local else ''}_{slow_frames}x{slow_rate}",
         num_frames=slow_frames * alpha,
