@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from slowfast_model.errors import InputError
+from slowfast_model.interop.names import KeyTable
 
 Value = TypeVar("Value")
 
@@ -34,7 +33,7 @@ _SPELLINGS = {
     "projection": {**{name: f"conv_{name}" for name in ("theta", "phi", "g", "out")}, "bn": "bn"},
     "fusion": {"conv": "conv_f2s", "bn": "bn"},
 }
-_PATTERNS = {"block": r"\d+", "layer": "conv|bn", "leaf": "weight|bias|running_mean|running_var|num_batches_tracked"}
+_TABLE = KeyTable("PySlowFast", _TEMPLATES, _SPELLINGS)
 
 
 def to_pyslowfast_key(key: str) -> str:
@@ -43,7 +42,7 @@ def to_pyslowfast_key(key: str) -> str:
     Raises:
         InputError: no tensor of ours has this name.
     """
-    return _rename(key, source=0)
+    return _TABLE.to_theirs(key)
 
 
 def from_pyslowfast_key(key: str) -> str:
@@ -52,7 +51,7 @@ def from_pyslowfast_key(key: str) -> str:
     Raises:
         InputError: the tensor has no counterpart in our networks.
     """
-    return _rename(key, source=1)
+    return _TABLE.to_ours(key)
 
 
 def to_pyslowfast_keys(state: Mapping[str, Value]) -> dict[str, Value]:
@@ -63,27 +62,3 @@ def to_pyslowfast_keys(state: Mapping[str, Value]) -> dict[str, Value]:
 def from_pyslowfast_keys(state: Mapping[str, Value]) -> dict[str, Value]:
     """A state dict of PySlowFast's under our names."""
     return {from_pyslowfast_key(key): value for key, value in state.items()}
-
-
-def _rename(key: str, source: int) -> str:
-    for templates in _TEMPLATES:
-        match = re.fullmatch(_to_regex(templates[source], source), key)
-        if match:
-            return templates[1 - source].format(**{f: _respell(f, v, source) for f, v in match.groupdict().items()})
-    raise InputError(f"{key!r} is not the name of a tensor of {('our', 'a PySlowFast')[source]} network that we know")
-
-
-def _to_regex(template: str, source: int) -> str:
-    def group(field: re.Match[str]) -> str:
-        name = field[1]
-        if name not in _SPELLINGS:
-            return f"(?P<{name}>{_PATTERNS[name]})"
-        values = _SPELLINGS[name].items()
-        return f"(?P<{name}>{'|'.join(re.escape(pair[source]) for pair in values)})"
-
-    return re.sub(r"\\{(\w+)\\}", group, re.escape(template))
-
-
-def _respell(field: str, value: str, source: int) -> str:
-    pairs = [(pair[source], pair[1 - source]) for pair in _SPELLINGS.get(field, {}).items()]
-    return dict(pairs).get(value, value)
