@@ -95,7 +95,7 @@ def measured_rows(measure: Callable[[ModelConfig], dict[str, Any]]) -> Iterator[
     """Every row with our figures beside it, as plain data.
 
     Args:
-        measure: gives the "multiply_adds" and "parameters" of a configuration and of its "stages"; called once for each.
+        measure: gives the "multiply_adds" and "parameters" of a configuration and of its "stages"; called once each.
     """
     costs = {config: measure(config) for config in dict.fromkeys(row.config for row in ROWS)}
     for row in ROWS:
