@@ -11,8 +11,8 @@ from torch._subclasses import FakeTensor
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.roi_align_3d import ops, reference
 
-BACKENDS = OpBackends("roi_align_3d", cuda=True)
-POOL_BACKENDS = OpBackends("roi_align_3d_pool", cuda=True)
+BACKENDS = OpBackends("roi_align_3d", cuda=True, triton=True)
+POOL_BACKENDS = OpBackends("roi_align_3d_pool", cuda=True, triton=True)
 
 
 def roi_align_3d(
@@ -77,7 +77,8 @@ def roi_align_3d(
     backend = BACKENDS.select(features)
     if backend == "reference":
         return reference.roi_align_3d(features, rois, size, *options)
-    return ops.roi_align_3d(features, rois, size, *options)
+    op = ops.roi_align_3d_triton if backend == "triton" else ops.roi_align_3d
+    return op(features, rois, size, *options)
 
 
 def roi_align_3d_pool(
@@ -116,7 +117,8 @@ def roi_align_3d_pool(
     backend = POOL_BACKENDS.select(features)
     if backend == "reference":
         return reference.roi_align_3d_pool(features, rois, size, *options)
-    return ops.roi_align_3d_pool(features, rois, size, *options)[0]
+    op = ops.roi_align_3d_pool_triton if backend == "triton" else ops.roi_align_3d_pool
+    return op(features, rois, size, *options)[0]
 
 
 def _checked_size(*size: int | None) -> tuple[int, ...]:

@@ -24,6 +24,18 @@ def _no_kernel(*tensors_and_options: Any) -> None:
     """The kernel of fake tensors: allocating is all they do."""
 
 
+def _triton_forward(*tensors_and_options: Any) -> None:
+    from slowfast_ops.roi_align_3d import triton
+
+    triton.forward(*tensors_and_options)
+
+
+def _triton_backward(*tensors_and_options: Any) -> None:
+    from slowfast_ops.roi_align_3d import triton
+
+    triton.backward(*tensors_and_options)
+
+
 def _forward_with(kernel: Kernel) -> Callable[..., Tensor]:
     def forward(features: Tensor, rois: Tensor, output_size: Sequence[int], *options: float) -> Tensor:
         shape = (rois.shape[0], features.shape[1], *output_size)
@@ -141,3 +153,5 @@ def _define(suffix: str, cpu: tuple[Kernel, Kernel], cuda: tuple[Kernel, Kernel]
 roi_align_3d, roi_align_3d_pool = _define(
     "", (native.forward_cpu, native.backward_cpu), (native.forward_cuda, native.backward_cuda)
 )
+_on_triton = (_triton_forward, _triton_backward)
+roi_align_3d_triton, roi_align_3d_pool_triton = _define("_triton", _on_triton, _on_triton)

@@ -1,0 +1,412 @@
+"""The Triton kernels of roi_align_3d and roi_align_3d_pool; triton.py launches them.
+
+As in csrc/cuda/roi_align_3d_cuda.cu: a first kernel (triton_plan.py) turns boxes into weights, so that the host reads
+no value of a RoI. The forward and the backward, in gather form, then are one step, `_resampled`, with the weights
+transposed: 64 outputs (bins, or pixels of the gradient) in 32 channels are a product of their weights, Wy times Wx, and
+16 inputs at a time, summed over frames as they are read. Each input is read once for all outputs, and only where an
+output reads it. The product is tl.dot in full float32: TF32 has too few bits, and what bounds the pooled form, which
+sums T frames for each input, is reading them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _resampled(
+    input_ptr,  # of one clip (forward) or RoI (backward)
+    input_c,
+    input_t,
+    input_h,
+    input_w,
+    channel,
+    channel_inside,
+    first_t,
+    last_t,
+    time_weights_ptr,  # of input frame t: time_weights_ptr[t * time_weight_step]
+    time_weight_step,
+    row,
+    column,
+    output_inside,
+    y_weights_ptr,  # of input row y in output row r: y_weights_ptr[r * y_output_step + y * y_input_step]
+    y_output_step,
+    y_input_step,
+    y_ranges_ptr,  # the input rows [y_ranges_ptr[2 r], y_ranges_ptr[2 r + 1]) of output row r
+    x_weights_ptr,
+    x_output_step,
+    x_input_step,
+    x_ranges_ptr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Outputs at (row, column) [OUTPUTS] in some channels [BLOCK]: the weighted sum of the inputs that they read."""
+    element: tl.constexpr = x_weights_ptr.dtype.element_ty
+    first_y = tl.load(y_ranges_ptr + 2 * row, mask=output_inside, other=2147483647)
+    last_y = tl.max(tl.load(y_ranges_ptr + 2 * row + 1, mask=output_inside, other=0), 0)
+    first_x = tl.load(x_ranges_ptr + 2 * column, mask=output_inside, other=2147483647)
+    last_x = tl.max(tl.load(x_ranges_ptr + 2 * column + 1, mask=output_inside, other=0), 0)
+    first_y = tl.min(first_y, 0)  # an empty range begins at the end of the axis, and ends at 0
+    first_x = tl.min(first_x, 0)
+    width = tl.maximum(last_x - first_x, 1)
+    inputs = tl.where(last_x > first_x, (last_y - first_y) * width, 0)
+    result = tl.full([OUTPUTS, BLOCK], 0, element)
+    for first in range(0, inputs, INPUTS):
+        i = first + tl.arange(0, INPUTS)
+        inside = i < inputs
+        y = first_y + i // width
+        x = first_x + i % width
+        pixel = input_ptr + (y * input_h + x * input_w)[:, None] + (channel * input_c)[None, :]
+        mask = inside[:, None] & channel_inside[None, :]
+        line = tl.full([INPUTS, BLOCK], 0, element)
+        for t in range(first_t, last_t):
+            value = tl.load(pixel + t * input_t, mask=mask, other=0).to(element)
+            line += tl.load(time_weights_ptr + t * time_weight_step) * value
+        mask = output_inside[:, None] & inside[None, :]
+        y_weights = y_weights_ptr + (row * y_output_step)[:, None] + (y * y_input_step)[None, :]
+        x_weights = x_weights_ptr + (column * x_output_step)[:, None] + (x * x_input_step)[None, :]
+        weight = tl.load(y_weights, mask=mask, other=0) * tl.load(x_weights, mask=mask, other=0)
+        if element == tl.float64:
+            result += tl.sum(weight[:, :, None] * line[None, :, :], 1)
+        else:
+            result += tl.dot(weight, line, input_precision="ieee")
+    return result
+
+
+@triton.jit
+def _bins(
+    features_ptr,
+    clip_ptr,
+    time_weights_ptr,
+    time_ranges_ptr,
+    y_weights_ptr,
+    y_ranges_ptr,
+    x_weights_ptr,
+    x_ranges_ptr,
+    boxes_per_roi,
+    time_rows_per_roi,
+    frames,
+    height,
+    width,
+    time_bins,
+    y_bins,
+    x_bins,
+    feature_n,
+    feature_c,
+    feature_t,
+    feature_h,
+    feature_w,
+    roi,
+    time_bin,
+    first_bin,
+    channel,
+    channel_inside,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Bins [first_bin, first_bin + OUTPUTS) of a time bin of a RoI, in row-major order: [OUTPUTS, BLOCK]."""
+    clip = tl.maximum(tl.load(clip_ptr + roi), 0).to(tl.int64)
+    time_row = roi * time_rows_per_roi
+    time_range = time_ranges_ptr + 2 * (time_row * time_bins + time_bin)
+    last_t = tl.load(time_range + 1)
+    bin = first_bin + tl.arange(0, OUTPUTS)
+    result = tl.full([OUTPUTS, BLOCK], 0, x_weights_ptr.dtype.element_ty)
+    # Frames that share a box: all of them, or a tubelet's one by one.
+    step = frames // boxes_per_roi
+    for t in range(tl.load(time_range), last_t, step):
+        box = roi * boxes_per_roi + t % boxes_per_roi
+        result += _resampled(
+            features_ptr + clip * feature_n,
+            feature_c,
+            feature_t,
+            feature_h,
+            feature_w,
+            channel,
+            channel_inside,
+            t,
+            tl.minimum(t + step, last_t),
+            time_weights_ptr + time_row * frames * time_bins + time_bin,
+            time_bins,
+            bin // x_bins,
+            bin % x_bins,
+            bin < y_bins * x_bins,
+            y_weights_ptr + box * height * y_bins,
+            1,
+            y_bins,
+            y_ranges_ptr + 2 * box * y_bins,
+            x_weights_ptr + box * width * x_bins,
+            1,
+            x_bins,
+            x_ranges_ptr + 2 * box * x_bins,
+            OUTPUTS,
+            INPUTS,
+            BLOCK,
+        )
+    return result
+
+
+@triton.jit
+def forward_kernel(
+    features_ptr,
+    output_ptr,
+    clip_ptr,
+    time_weights_ptr,
+    time_ranges_ptr,
+    y_weights_ptr,
+    y_ranges_ptr,
+    x_weights_ptr,
+    x_ranges_ptr,
+    boxes_per_roi,
+    time_rows_per_roi,
+    channels,
+    frames,
+    height,
+    width,
+    time_bins,
+    y_bins,
+    x_bins,
+    feature_n: tl.int64,
+    feature_c: tl.int64,
+    feature_t: tl.int64,
+    feature_h: tl.int64,
+    feature_w: tl.int64,
+    output_n: tl.int64,
+    output_c: tl.int64,
+    output_t: tl.int64,
+    output_h: tl.int64,
+    output_w: tl.int64,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program makes OUTPUTS bins of a time bin of a RoI in BLOCK channels."""
+    tiles = (channels + BLOCK - 1) // BLOCK
+    chunks = (y_bins * x_bins + OUTPUTS - 1) // OUTPUTS
+    channel = (tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    rest = tl.program_id(0) // tiles
+    first_bin = rest % chunks * OUTPUTS
+    time_bin = rest // chunks % time_bins
+    roi = (rest // chunks // time_bins).to(tl.int64)
+    result = _bins(
+        features_ptr,
+        clip_ptr,
+        time_weights_ptr,
+        time_ranges_ptr,
+        y_weights_ptr,
+        y_ranges_ptr,
+        x_weights_ptr,
+        x_ranges_ptr,
+        boxes_per_roi,
+        time_rows_per_roi,
+        frames,
+        height,
+        width,
+        time_bins,
+        y_bins,
+        x_bins,
+        feature_n,
+        feature_c,
+        feature_t,
+        feature_h,
+        feature_w,
+        roi,
+        time_bin,
+        first_bin,
+        channel,
+        channel < channels,
+        OUTPUTS,
+        INPUTS,
+        BLOCK,
+    )
+    bin = first_bin + tl.arange(0, OUTPUTS)
+    place = output_ptr + roi * output_n + time_bin * output_t + (channel * output_c)[None, :]
+    place += (bin // x_bins * output_h + bin % x_bins * output_w)[:, None]
+    mask = (bin < y_bins * x_bins)[:, None] & (channel < channels)[None, :]
+    tl.store(place, result.to(output_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def pool_forward_kernel(
+    features_ptr,
+    output_ptr,
+    argmax_ptr,
+    clip_ptr,
+    time_weights_ptr,
+    time_ranges_ptr,
+    y_weights_ptr,
+    y_ranges_ptr,
+    x_weights_ptr,
+    x_ranges_ptr,
+    boxes_per_roi,
+    time_rows_per_roi,
+    channels,
+    frames,
+    height,
+    width,
+    y_bins,
+    x_bins,
+    feature_n: tl.int64,
+    feature_c: tl.int64,
+    feature_t: tl.int64,
+    feature_h: tl.int64,
+    feature_w: tl.int64,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program makes BLOCK channels of a RoI: the largest bin, the first of equals, and NaN if there is one."""
+    tiles = (channels + BLOCK - 1) // BLOCK
+    channel = (tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    roi = (tl.program_id(0) // tiles).to(tl.int64)
+    infinity = float("inf")
+    best = tl.full([BLOCK], -infinity, x_weights_ptr.dtype.element_ty)
+    best_place = tl.full([BLOCK], 0, tl.int32)
+    for first_bin in range(0, y_bins * x_bins, OUTPUTS):
+        value = _bins(
+            features_ptr,
+            clip_ptr,
+            time_weights_ptr,
+            time_ranges_ptr,
+            y_weights_ptr,
+            y_ranges_ptr,
+            x_weights_ptr,
+            x_ranges_ptr,
+            boxes_per_roi,
+            time_rows_per_roi,
+            frames,
+            height,
+            width,
+            1,
+            y_bins,
+            x_bins,
+            feature_n,
+            feature_c,
+            feature_t,
+            feature_h,
+            feature_w,
+            roi,
+            0,
+            first_bin,
+            channel,
+            channel < channels,
+            OUTPUTS,
+            INPUTS,
+            BLOCK,
+        )
+        bin = (first_bin + tl.arange(0, OUTPUTS))[:, None]
+        known = (value == value) & (bin < y_bins * x_bins)
+        largest = tl.max(tl.where(known, value, -infinity), 0)
+        place = tl.min(tl.where(known & (value == largest[None, :]), bin, 2147483647), 0)
+        unknown = tl.min(tl.where(value != value, bin, 2147483647), 0)
+        has_unknown = unknown < 2147483647
+        better = ((largest > best) | has_unknown) & (best == best)
+        best_place = tl.where(better, tl.where(has_unknown, unknown, place), best_place)
+        best = tl.where(better, tl.where(has_unknown, float("nan"), largest), best)
+    place = roi * channels + channel
+    tl.store(output_ptr + place, best.to(output_ptr.dtype.element_ty), mask=channel < channels)
+    tl.store(argmax_ptr + place, best_place.to(tl.int64), mask=channel < channels)
+
+
+@triton.jit
+def backward_kernel(
+    grad_output_ptr,
+    grad_features_ptr,
+    argmax_ptr,
+    members_ptr,
+    counts_ptr,
+    time_weights_ptr,
+    time_ranges_ptr,
+    y_weights_ptr,
+    y_ranges_ptr,
+    x_weights_ptr,
+    x_ranges_ptr,
+    boxes_per_roi,
+    time_rows_per_roi,
+    rois,
+    distinct_frames,
+    channels,
+    frames,
+    height,
+    width,
+    time_bins,
+    y_bins,
+    x_bins,
+    output_n: tl.int64,
+    output_c: tl.int64,
+    output_t: tl.int64,
+    output_h: tl.int64,
+    output_w: tl.int64,
+    feature_n: tl.int64,
+    feature_c: tl.int64,
+    feature_t: tl.int64,
+    feature_h: tl.int64,
+    feature_w: tl.int64,
+    POOL: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program owns OUTPUTS pixels in BLOCK channels of one frame of a clip or, if one frame is distinct, of all."""
+    tiles = (channels + BLOCK - 1) // BLOCK
+    chunks = (height * width + OUTPUTS - 1) // OUTPUTS
+    channel = (tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    channel_inside = channel < channels
+    rest = tl.program_id(0) // tiles
+    pixel = rest % chunks * OUTPUTS + tl.arange(0, OUTPUTS)
+    pixel_inside = pixel < height * width
+    y = pixel // width
+    x = pixel % width
+    mask = pixel_inside[:, None] & channel_inside[None, :]
+    frame = rest // chunks % distinct_frames
+    n = (rest // chunks // distinct_frames).to(tl.int64)
+    total = tl.full([OUTPUTS, BLOCK], 0, x_weights_ptr.dtype.element_ty)
+    for i in range(tl.load(counts_ptr + n)):
+        roi = tl.load(members_ptr + n * rois + i).to(tl.int64)
+        box = roi * boxes_per_roi + frame % boxes_per_roi
+        time_row = roi * time_rows_per_roi * frames + frame
+        time_weights = time_weights_ptr + time_row * time_bins
+        y_weights = y_weights_ptr + box * height * y_bins
+        x_weights = x_weights_ptr + box * width * x_bins
+        if POOL:  # one bin has all of the gradient
+            place = tl.load(argmax_ptr + roi * channels + channel, mask=channel_inside, other=0)
+            value = tl.load(grad_output_ptr + roi * output_n + channel * output_c, mask=channel_inside, other=0)
+            y_weight = tl.load(y_weights + (y * y_bins)[:, None] + (place // x_bins)[None, :], mask=mask, other=0)
+            x_weight = tl.load(x_weights + (x * x_bins)[:, None] + (place % x_bins)[None, :], mask=mask, other=0)
+            total += y_weight * x_weight * (tl.load(time_weights) * value.to(total.dtype))[None, :]
+        else:
+            total += _resampled(
+                grad_output_ptr + roi * output_n,
+                output_c,
+                output_t,
+                output_h,
+                output_w,
+                channel,
+                channel_inside,
+                tl.load(time_ranges_ptr + 2 * time_row),
+                tl.load(time_ranges_ptr + 2 * time_row + 1),
+                time_weights,
+                1,
+                y,
+                x,
+                pixel_inside,
+                y_weights,
+                y_bins,
+                1,
+                y_ranges_ptr + 2 * box * height,
+                x_weights,
+                x_bins,
+                1,
+                x_ranges_ptr + 2 * box * width,
+                OUTPUTS,
+                INPUTS,
+                BLOCK,
+            )
+    place = (
+        grad_features_ptr + n * feature_n + (y * feature_h + x * feature_w)[:, None] + (channel * feature_c)[None, :]
+    )
+    gradient = total.to(grad_features_ptr.dtype.element_ty)
+    for f in range(frame, frame + frames - distinct_frames + 1):
+        tl.store(place + f * feature_t, gradient, mask=mask)
