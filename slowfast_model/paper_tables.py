@@ -55,6 +55,8 @@ ROWS = (
     PaperRow("2", "SlowFast 16x8, R101", get_preset("slowfast_r101_16x8"), 213, 213.024),
     PaperRow("2", "SlowFast 16x8, R101+NL", get_preset("slowfast_r101_nl_16x8"), 234, 242.015, _POOL),
     PaperRow("4", "Slow-only 16x8, R101", get_preset("slow_r101_16x8"), 187),
+    PaperRow("4", "SlowFast 16x8, R101", get_preset("slowfast_r101_16x8"), 213, 213.024),
+    PaperRow("4", "SlowFast 16x8, R101+NL", get_preset("slowfast_r101_nl_16x8"), 234, 242.015, _POOL),
     PaperRow("5a", "Slow-only", get_preset("slow_r50_4x16"), 27.3, 27.2621),
     PaperRow("5a", "Fast-only", get_preset("fast_r50_32x2"), 6.4),
     PaperRow("5a", "SlowFast, no lateral", _with_lateral(None), 34.2),

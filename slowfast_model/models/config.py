@@ -273,7 +273,7 @@ class ModelConfig:
         num_frames: frames of the clip that the sampler takes: the Fast pathway's, or a single pathway's own.
         sampling_rate: source frames (at the data set's nominal rate) from one of them to the next.
         crop_size: side of the training crop in pixels.
-        pathways: (slow,) or (slow, fast).
+        pathways: (slow,) or (slow, fast). A single pathway of any shape goes by the name of slow.
         alpha: Fast frames per Slow frame; 1 for a single pathway.
         lateral: the lateral connections; None for a single pathway.
         head: pooling, dropout and RoI settings.
