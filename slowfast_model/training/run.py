@@ -69,7 +69,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     model = build_model(model_config, num_classes=data.num_classes, head=task.head)
     if initial:
         report = initial.load_into(model)
-        fresh = f"; new: {', '.join(sorted({n.rsplit('.', 1)[0] for n in report.missing}))}" if report.missing else ""
+        fresh = f"; a new {', '.join(sorted({n.rsplit('.', 1)[0] for n in report.missing}))}" if report.missing else ""
         trainer.print(f"weights from {initial.path}: {len(report.loaded)} tensors{fresh}")
     description = ModelDescription(
         model_config, task.head, data.num_classes, data.class_names, data_of_weights(config.dataset, config.data)
