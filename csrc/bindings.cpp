@@ -240,6 +240,52 @@ void bind_lateral_conv_concat(py::module_& m) {
           py::gil_scoped_release released;
           slowfast::lateral_norm_backward_cpu(params, workspace.data, num_threads);
         });
+#if defined(SLOWFAST_WITH_CUDA)
+  m.def("lateral_conv_concat_forward_cuda",
+        [](TensorView slow, TensorView fast, TensorView weight, TensorView scale, TensorView shift, TensorView residual,
+           TensorView output, int64_t alpha, bool relu, int device, uintptr_t stream) {
+          const py::gil_scoped_release released;
+          slowfast::lateral_conv_concat_forward_cuda({slow, fast, weight, scale, shift, residual, output, alpha, relu},
+                                                     device, reinterpret_cast<void*>(stream));
+        });
+  m.def("lateral_conv_statistics_cuda",
+        [](TensorView fast, TensorView weight, TensorView conv, TensorView mean, TensorView var, int64_t alpha,
+           const py::function& allocate, int device, uintptr_t stream) {
+          const slowfast::LateralConvStatisticsParams params{fast, weight, conv, mean, var, alpha};
+          const Workspace workspace(allocate, slowfast::lateral_conv_statistics_workspace_cuda(params));
+          const py::gil_scoped_release released;
+          slowfast::lateral_conv_statistics_cuda(params, workspace.data, device, reinterpret_cast<void*>(stream));
+        });
+  m.def("lateral_conv_backward_cuda",
+        [](TensorView grad, TensorView output, TensorView scale, TensorView conv, TensorView mean, TensorView grad_mean,
+           TensorView grad_var, TensorView fast, TensorView weight, TensorView grad_fast, TensorView grad_weight,
+           TensorView grad_scale, TensorView grad_shift, int64_t alpha, const py::function& allocate, int device,
+           uintptr_t stream) {
+          const slowfast::LateralConvBackwardParams params{grad,        output,     scale,      conv,   mean,
+                                                           grad_mean,   grad_var,   fast,       weight, grad_fast,
+                                                           grad_weight, grad_scale, grad_shift, alpha};
+          const Workspace workspace(allocate, slowfast::lateral_conv_backward_workspace_cuda(params));
+          const py::gil_scoped_release released;
+          slowfast::lateral_conv_backward_cuda(params, workspace.data, device, reinterpret_cast<void*>(stream));
+        });
+  m.def("lateral_norm_concat_cuda",
+        [](TensorView slow, TensorView conv, TensorView mean, TensorView var, TensorView gamma, TensorView beta,
+           TensorView residual, TensorView output, double eps, bool relu, int device, uintptr_t stream) {
+          const py::gil_scoped_release released;
+          slowfast::lateral_norm_concat_cuda({slow, conv, mean, var, gamma, beta, residual, output, eps, relu}, device,
+                                             reinterpret_cast<void*>(stream));
+        });
+  m.def("lateral_norm_backward_cuda",
+        [](TensorView grad, TensorView conv, TensorView mean, TensorView var, TensorView gamma, TensorView beta,
+           TensorView grad_conv, TensorView grad_mean, TensorView grad_var, TensorView grad_gamma, TensorView grad_beta,
+           double eps, bool relu, const py::function& allocate, int device, uintptr_t stream) {
+          const slowfast::LateralNormBackwardParams params{
+              grad, conv, mean, var, gamma, beta, grad_conv, grad_mean, grad_var, grad_gamma, grad_beta, eps, relu};
+          const Workspace workspace(allocate, slowfast::lateral_norm_backward_workspace_cuda(params));
+          const py::gil_scoped_release released;
+          slowfast::lateral_norm_backward_cuda(params, workspace.data, device, reinterpret_cast<void*>(stream));
+        });
+#endif
 }
 
 }  // namespace

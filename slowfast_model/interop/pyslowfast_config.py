@@ -84,8 +84,8 @@ class PySlowFastConfig:
             self._refuse("MODEL.ARCH" if architecture not in _ARCHITECTURES else "MODEL.MODEL_NAME", "slow or slowfast")
         if self["RESNET.DEPTH"] not in _DEPTHS:
             self._refuse("RESNET.DEPTH", f"one of {_DEPTHS}")
-        if self["MODEL.HEAD_ACT"] != ("sigmoid" if self.head == "detection" else "softmax"):
-            self._refuse("MODEL.HEAD_ACT", "softmax for classification, sigmoid for detection")
+        if self["MODEL.HEAD_ACT"] not in (("sigmoid",) if self.head == "detection" else ("softmax", "sigmoid")):
+            self._refuse("MODEL.HEAD_ACT", "softmax or sigmoid for classification, sigmoid for detection")
         two_pathways = architecture == "slowfast"
         try:
             config = ModelConfig(
@@ -97,6 +97,8 @@ class PySlowFastConfig:
                 alpha=self["SLOWFAST.ALPHA"] if two_pathways else 1,
                 lateral=self._lateral() if two_pathways else None,
                 head=self._head(),
+                frozen_norm=self["MODEL.FROZEN_BN"],
+                checkpointing=self["MODEL.ACT_CHECKPOINT"],
             )
         except (IndexError, TypeError) as error:  # a number for a list, or too short a list
             raise InputError(f"{self.path}: the values of RESNET, NONLOCAL or DATA make no network ({error})") from None
@@ -153,6 +155,7 @@ class PySlowFastConfig:
             dropout=float(self["MODEL.DROPOUT_RATE"]),
             roi_size=self["DETECTION.ROI_XFORM_RESOLUTION"],
             roi_aligned=bool(self["DETECTION.ALIGNED"]) if self.head == "detection" else True,
+            activation="softmax" if self.head == "detection" else self["MODEL.HEAD_ACT"],
         )
 
     def _undilated(self, config: ModelConfig) -> ModelConfig:

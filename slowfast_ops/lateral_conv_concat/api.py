@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.lateral_conv_concat import ops, reference
 
-BACKENDS = OpBackends("lateral_conv_concat", cpu=True, triton=True)
+BACKENDS = OpBackends("lateral_conv_concat", cpu=True, cuda=True, triton=True)
 
 
 def lateral_conv_concat(

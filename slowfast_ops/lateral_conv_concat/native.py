@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slowfast_ops._library import output_memory_format
-from slowfast_ops._native import allocate, library, num_threads, view
+from slowfast_ops._native import allocate, cuda_place, library, num_threads, view
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,7 +44,8 @@ def allocate_statistics(channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def forward_cpu(
+def _forward(
+    cuda: bool,
     slow: Tensor,
     fast: Tensor,
     weight: Tensor,
@@ -53,12 +56,17 @@ def forward_cpu(
     relu: bool,
 ) -> Tensor:
     output = allocate_output(slow, weight.shape[0])
+    weight = depth_major(weight) if cuda else weight
     tensors = (slow, fast, weight, vector(scale, slow), vector(shift, slow), residual, output)
-    library().lateral_conv_concat_forward_cpu(*map(view, tensors), alpha, relu, _workspace(slow), num_threads())
+    if cuda:
+        library().lateral_conv_concat_forward_cuda(*map(view, tensors), alpha, relu, *cuda_place(slow))
+    else:
+        library().lateral_conv_concat_forward_cpu(*map(view, tensors), alpha, relu, _workspace(slow), num_threads())
     return output
 
 
-def backward_cpu(
+def _backward(
+    cuda: bool,
     grad_output: Tensor,
     output: Tensor | None,
     fast: Tensor,
@@ -69,12 +77,20 @@ def backward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     results = allocate_gradients(grad_output, fast, weight, needs)
     laterals = (lateral(grad_output, weight.shape[0]), lateral(output, weight.shape[0]))
+    weight = depth_major(weight) if cuda else weight
     inputs = (*laterals, vector(scale, grad_output), None, None, None, None, fast, weight)
     # The gradients of weight, scale and shift come from the same sums.
     wanted = (needs[0], any(needs[1:]), needs[2], needs[3])
     outputs = [view(x) if w else None for x, w in zip(results, wanted, strict=True)]
-    library().lateral_conv_backward_cpu(*map(view, inputs), *outputs, alpha, _workspace(grad_output), num_threads())
+    _run_backward(cuda, grad_output, *map(view, inputs), *outputs, alpha)
     return results
+
+
+def _run_backward(cuda: bool, like: Tensor, *arguments: Any) -> None:
+    if cuda:
+        library().lateral_conv_backward_cuda(*arguments, _workspace(like), *cuda_place(like))
+    else:
+        library().lateral_conv_backward_cpu(*arguments, _workspace(like), num_threads())
 
 
 def allocate_gradients(
@@ -89,15 +105,21 @@ def allocate_gradients(
     )
 
 
-def statistics_cpu(fast: Tensor, weight: Tensor, alpha: int) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(cuda: bool, fast: Tensor, weight: Tensor, alpha: int) -> tuple[Tensor, Tensor, Tensor]:
     conv = allocate_conv(fast, weight, alpha)
     mean, var = allocate_statistics(weight.shape[0], fast)
-    tensors = (fast, weight, conv, mean, var)
-    library().lateral_conv_statistics_cpu(*map(view, tensors), alpha, _workspace(fast), num_threads())
+    tensors = (fast, depth_major(weight) if cuda else weight, conv, mean, var)
+    if cuda:
+        library().lateral_conv_statistics_cuda(
+            *map(view, tensors), alpha, _workspace(fast, torch.float64), *cuda_place(fast)
+        )
+    else:
+        library().lateral_conv_statistics_cpu(*map(view, tensors), alpha, _workspace(fast), num_threads())
     return conv, mean, var
 
 
-def statistics_backward_cpu(
+def _statistics_backward(
+    cuda: bool,
     grad_conv: Tensor,
     grad_mean: Tensor,
     grad_var: Tensor,
@@ -111,19 +133,14 @@ def statistics_backward_cpu(
     results = allocate_gradient(fast, needs[0]), allocate_gradient(weight, needs[1])
     vectors = [x.double().contiguous() for x in (mean, grad_mean, grad_var)]
     outputs = [view(x) if wanted else None for x, wanted in zip(results, needs, strict=True)]
-    library().lateral_conv_backward_cpu(
-        *map(view, (grad_conv, None, None, conv, *vectors, fast, weight)),
-        *outputs,
-        None,
-        None,
-        alpha,
-        _workspace(grad_conv),
-        num_threads(),
-    )
+    weight = depth_major(weight) if cuda else weight
+    inputs = (grad_conv, None, None, conv, *vectors, fast, weight)
+    _run_backward(cuda, grad_conv, *map(view, inputs), *outputs, None, None, alpha)
     return results
 
 
-def norm_concat_cpu(
+def _norm_concat(
+    cuda: bool,
     slow: Tensor,
     conv: Tensor,
     mean: Tensor,
@@ -137,11 +154,15 @@ def norm_concat_cpu(
     output = allocate_output(slow, conv.shape[1])
     vectors = (mean.double().contiguous(), var.double().contiguous(), vector(gamma, conv), vector(beta, conv))
     tensors = (slow, conv, *vectors, residual, output)
-    library().lateral_norm_concat_cpu(*map(view, tensors), eps, relu, _workspace(conv), num_threads())
+    if cuda:
+        library().lateral_norm_concat_cuda(*map(view, tensors), eps, relu, *cuda_place(conv))
+    else:
+        library().lateral_norm_concat_cpu(*map(view, tensors), eps, relu, _workspace(conv), num_threads())
     return output
 
 
-def norm_concat_backward_cpu(
+def _norm_concat_backward(
+    cuda: bool,
     grad_output: Tensor,
     conv: Tensor,
     mean: Tensor,
@@ -155,18 +176,15 @@ def norm_concat_backward_cpu(
     grad_mean, grad_var = allocate_statistics(conv.shape[1], conv)
     grad_gamma, grad_beta = (allocate_vector(conv.shape[1], conv) for _ in range(2))
     vectors = (mean.double().contiguous(), var.double().contiguous(), vector(gamma, conv), vector(beta, conv))
-    tensors = (
-        lateral(grad_output, conv.shape[1]),
-        conv,
-        *vectors,
-        grad_conv,
-        grad_mean,
-        grad_var,
-        grad_gamma,
-        grad_beta,
-    )
-    library().lateral_norm_backward_cpu(*map(view, tensors), eps, relu, _workspace(conv), num_threads())
-    return grad_conv, grad_mean, grad_var, grad_gamma, grad_beta
+    gradients = (grad_conv, grad_mean, grad_var, grad_gamma, grad_beta)
+    tensors = (lateral(grad_output, conv.shape[1]), conv, *vectors, *gradients)
+    if cuda:
+        library().lateral_norm_backward_cuda(
+            *map(view, tensors), eps, relu, _workspace(conv, torch.float64), *cuda_place(conv)
+        )
+    else:
+        library().lateral_norm_backward_cpu(*map(view, tensors), eps, relu, _workspace(conv), num_threads())
+    return gradients
 
 
 def lateral(x: Tensor | None, channels: int) -> Tensor | None:
@@ -179,5 +197,27 @@ def vector(values: Tensor | None, like: Tensor) -> Tensor | None:
     return None if values is None else values.to(accumulator_dtype(like.dtype)).contiguous()
 
 
-def _workspace(like: Tensor) -> Callable[[int], Tensor]:
-    return lambda size: allocate((size,), like=like, dtype=accumulator_dtype(like.dtype))
+def depth_major(weight: Tensor) -> Tensor:
+    """The weight as the GPU kernels read it, [Co][K][Cf] in memory: itself if it is channels-last, else a copy."""
+    fast_channels, taps = weight.shape[1:3]
+    if weight.stride()[:3] == (fast_channels * taps, 1, fast_channels):
+        return weight
+    return weight[..., 0, 0].transpose(1, 2).contiguous().transpose(1, 2)[..., None, None]
+
+
+def _workspace(like: Tensor, dtype: torch.dtype | None = None) -> Callable[[int], Tensor]:
+    return lambda size: allocate((size,), like=like, dtype=dtype or accumulator_dtype(like.dtype))
+
+
+forward_cpu: Callable = partial(_forward, False)
+forward_cuda: Callable = partial(_forward, True)
+backward_cpu: Callable = partial(_backward, False)
+backward_cuda: Callable = partial(_backward, True)
+statistics_cpu: Callable = partial(_statistics, False)
+statistics_cuda: Callable = partial(_statistics, True)
+statistics_backward_cpu: Callable = partial(_statistics_backward, False)
+statistics_backward_cuda: Callable = partial(_statistics_backward, True)
+norm_concat_cpu: Callable = partial(_norm_concat, False)
+norm_concat_cuda: Callable = partial(_norm_concat, True)
+norm_concat_backward_cpu: Callable = partial(_norm_concat_backward, False)
+norm_concat_backward_cuda: Callable = partial(_norm_concat_backward, True)

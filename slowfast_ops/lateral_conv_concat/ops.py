@@ -198,12 +198,20 @@ def _triton(name: str) -> dict[str, Callable]:
 
 # Both have the functions of reference.py: lateral_conv_concat, lateral_conv_statistics and lateral_norm_concat.
 compiled = SimpleNamespace(
-    lateral_conv_concat=_define_conv_concat("", {"cpu": native.forward_cpu}, {"cpu": native.backward_cpu}),
+    lateral_conv_concat=_define_conv_concat(
+        "",
+        {"cpu": native.forward_cpu, "cuda": native.forward_cuda},
+        {"cpu": native.backward_cpu, "cuda": native.backward_cuda},
+    ),
     lateral_conv_statistics=_define_statistics(
-        "", {"cpu": native.statistics_cpu}, {"cpu": native.statistics_backward_cpu}
+        "",
+        {"cpu": native.statistics_cpu, "cuda": native.statistics_cuda},
+        {"cpu": native.statistics_backward_cpu, "cuda": native.statistics_backward_cuda},
     ),
     lateral_norm_concat=_define_norm_concat(
-        "", {"cpu": native.norm_concat_cpu}, {"cpu": native.norm_concat_backward_cpu}
+        "",
+        {"cpu": native.norm_concat_cpu, "cuda": native.norm_concat_cuda},
+        {"cpu": native.norm_concat_backward_cpu, "cuda": native.norm_concat_backward_cuda},
     ),
 )
 triton = SimpleNamespace(

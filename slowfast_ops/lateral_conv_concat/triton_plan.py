@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from slowfast_ops.lateral_conv_concat import triton_backward, triton_forward, triton_norm
+from slowfast_ops.lateral_conv_concat import native, triton_backward, triton_forward, triton_norm
 
 BLOCK_C = 64  # channels of a tile that is copied or normalised
 PARTIALS_BLOCK = 1024
@@ -55,10 +55,7 @@ def depth_order(weight: Tensor, fast: Tensor | None) -> tuple[Tensor, bool]:
     """
     if fast is not None and fast.stride(1) != 1 and weight.is_contiguous():
         return weight, True
-    c, k = weight.shape[1:3]
-    if weight.stride()[:3] == (c * k, 1, c):
-        return weight, False
-    return weight[..., 0, 0].transpose(1, 2).contiguous()[..., None, None].transpose(1, 2), False
+    return native.depth_major(weight), False
 
 
 def precision() -> str:

@@ -124,12 +124,18 @@ def test_res_next_widths(tmp_path: Path) -> None:
     assert (pathway.width, pathway.groups, pathway.inner_channels[0]) == (4, 32, 128)
 
 
+def test_multi_label_head_and_frozen_batch_norm(tmp_path: Path) -> None:
+    options = {"HEAD_ACT": "sigmoid", "FROZEN_BN": True, "ACT_CHECKPOINT": True}
+    model = write(tmp_path / "x.yaml", {**SINGLE, "MODEL": {**SINGLE["MODEL"], **options}}).model_config()
+    assert (model.head.activation, model.frozen_norm, model.checkpointing) == ("sigmoid", True, True)
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
         ("MODEL", "ARCH", "i3d"),
         ("MODEL", "MODEL_NAME", "PTVResNet"),
-        ("MODEL", "HEAD_ACT", "sigmoid"),
+        ("MODEL", "HEAD_ACT", "relu"),
         ("RESNET", "DEPTH", 42),
         ("RESNET", "TRANS_FUNC", "basic_transform"),
         ("RESNET", "STRIDE_1X1", True),

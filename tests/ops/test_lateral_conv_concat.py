@@ -23,6 +23,7 @@ from tests.ops.op_tester import (
     only_on_a_gpu,
     only_real_targets,
     outputs_and_gradients,
+    skip_below_gpu_memory,
 )
 from tests.ops.property_testing import given, settings, st
 
@@ -125,6 +126,22 @@ class TestManyTiles:
             assert_as_accurate_as_pytorch(*triple, f"result {i}")
 
     @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
+    def test_sums_over_more_tiles_than_parts(self, form, target, monkeypatch):
+        """A frame of one position is a tile; csrc/cuda splits its sums into up to 512 and 1024 parts."""
+        frames = 1100
+        if target.backend == "triton":
+            monkeypatch.setattr(importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan"), "PROGRAMS", 3)
+            frames = 20
+        sample = form("long", 1, 1, frames, 1, 1, 2, 3, 3, 1, relu=False)
+        inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
+        with use_backend("reference"):
+            expected = outputs_and_gradients(sample, [x.double() for x in inputs])
+        with use_backend(target.backend):
+            actual = outputs_and_gradients(sample, inputs)
+        for e, a in zip([*expected[0], *expected[1]], [*actual[0], *actual[1]], strict=True):
+            torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
     def test_float64(self, form, target):
         """Its kernels have a path of their own, which the interpreter, too, computes in full precision."""
         sample = form("float64", 1, 3, 1, 2, 9, 3, 5, 3, 2, relu=True, residual=True)
@@ -140,6 +157,7 @@ class TestManyTiles:
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
     def test_more_than_2_to_the_31_elements(self, large, memory_format, target):
         """The last rows, whose offsets do not fit 32 bits, against the reference on those rows alone."""
+        skip_below_gpu_memory(30)
         slow_channels, frames, fast_channels = (250, 1, 8) if large == "output" else (1, 8, 33)
         options = {"dtype": torch.bfloat16, "device": target.device}
         slow = torch.randn(1, slow_channels, frames, 2900, 2900, **options).contiguous(memory_format=memory_format)

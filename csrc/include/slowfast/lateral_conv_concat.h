@@ -97,4 +97,15 @@ int64_t lateral_norm_workspace_cpu(const TensorView& conv);
 void lateral_norm_concat_cpu(const LateralNormConcatParams& params, void* workspace, int num_threads);
 void lateral_norm_backward_cpu(const LateralNormBackwardParams& params, void* workspace, int num_threads);
 
+// CUDA: weight must be [Co][K][Cf] in memory. The workspaces are of double, but for the convolution's backward, where
+// they are of the accumulator's type.
+void lateral_conv_concat_forward_cuda(const LateralConvConcatParams& params, int device, void* stream);
+int64_t lateral_conv_statistics_workspace_cuda(const LateralConvStatisticsParams& params);
+void lateral_conv_statistics_cuda(const LateralConvStatisticsParams& params, void* workspace, int device, void* stream);
+int64_t lateral_conv_backward_workspace_cuda(const LateralConvBackwardParams& params);
+void lateral_conv_backward_cuda(const LateralConvBackwardParams& params, void* workspace, int device, void* stream);
+void lateral_norm_concat_cuda(const LateralNormConcatParams& params, int device, void* stream);
+int64_t lateral_norm_backward_workspace_cuda(const LateralNormBackwardParams& params);
+void lateral_norm_backward_cuda(const LateralNormBackwardParams& params, void* workspace, int device, void* stream);
+
 }  // namespace slowfast

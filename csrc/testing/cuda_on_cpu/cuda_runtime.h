@@ -85,7 +85,8 @@ struct Fiber {
   dim3 thread;
   int linear = 0;
   enum { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone } state = kReady;
-  uint64_t deposit = 0;  // what the thread shows to its warp in a shuffle
+  uint64_t deposit = 0;        // what the thread shows to its warp in a shuffle
+  uint32_t fragments[6] = {};  // what it shows in a matrix product
 };
 
 struct Block {
@@ -153,6 +154,28 @@ T exchange(T value, int source) {
 }
 
 inline int lane() { return active->current->linear % kWarp; }
+
+// mma.sync.m16n8k16, row by column: every lane shows its fragments of a (4 registers) and b (2), two 16-bit elements in
+// each, and then computes the elements of c that are its own. The layouts are those of the PTX manual.
+template <typename Decode>
+void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Decode& decode) {
+  Fiber* self = active->current;
+  std::memcpy(self->fragments, a, sizeof(a));
+  std::memcpy(self->fragments + 4, b, sizeof(b));
+  barrier(Fiber::kAtWarpBarrier);
+  const Fiber* warp = &active->fibers[self->linear / kWarp * kWarp];
+  const auto element = [&](int of_lane, int reg, int k) {
+    return decode(static_cast<uint16_t>(warp[of_lane].fragments[reg] >> (k % 2 * 16)));
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int pair = k % 8 / 2;
+      c[i] += element(row % 8 * 4 + pair, row / 8 + k / 8 * 2, k) * element(column * 4 + pair, 4 + k / 8, k);
+    }
+  }
+  barrier(Fiber::kAtWarpBarrier);
+}
 
 inline void run_block(Block& block) {
   const int count = static_cast<int>(block.fibers.size());
