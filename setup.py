@@ -86,8 +86,8 @@ class NinjaBuild(build_ext):
 
         import pybind11
 
-        # pip's build environment and temporary folders have new names each time: with the objects and pybind11's headers
-        # at a place of their own, ninja compiles only what has changed.
+        # pip's environment and temporary folders have new names each time. With the objects and pybind11's headers at a
+        # place of their own, ninja compiles only what has changed.
         folder = ROOT / "build" / f"kernels-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copytree(pybind11.get_include(), folder / "include", dirs_exist_ok=True)
