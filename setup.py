@@ -86,7 +86,12 @@ class NinjaBuild(build_ext):
 
         import pybind11
 
-        includes = [str(CSRC / "include"), pybind11.get_include(), sysconfig.get_path("include")]
+        # pip's environment and temporary folders have new names each time. With the objects and pybind11's headers at a
+        # place of their own, ninja compiles only what has changed.
+        folder = ROOT / "build" / f"kernels-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(pybind11.get_include(), folder / "include", dirs_exist_ok=True)
+        includes = [str(CSRC / "include"), str(folder / "include"), sysconfig.get_path("include")]
         include_flags = [flag for path in includes for flag in ("-I", path)]
         cuda_version = ""
         if nvcc:
@@ -101,8 +106,6 @@ class NinjaBuild(build_ext):
             "cuda_reason": cuda_reason,
             "python": sysconfig.get_python_version(),
         }
-        folder = Path(self.build_temp).resolve() / "slowfast"
-        folder.mkdir(parents=True, exist_ok=True)
         header = folder / "build_info.h"
         text = f'#define SLOWFAST_BUILD_INFO R"json({json.dumps(info)})json"\n'
         if not header.is_file() or header.read_text() != text:

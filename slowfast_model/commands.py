@@ -32,6 +32,7 @@ def parse_arguments(
     argv: Sequence[str] | None = None,
     defaults_from: str | PathLike[str] | None = None,
     sections: Mapping[str, tuple[type, set[str]]] | None = None,
+    positional: str | None = None,
 ) -> Config:
     """Parses the command line into a dataclass.
 
@@ -46,18 +47,24 @@ def parse_arguments(
         defaults_from: a yaml file that replaces the dataclass's defaults.
         sections: field -> (dataclass, names to leave out): the field becomes a dict of that dataclass's fields, set
             with ``--field.name value``.
+        positional: a field that is given by its place and not by its name.
+
+    Where the dataclass has a field ``config`` of its own, ``--config`` is that, and no file is read.
 
     Raises:
         InputError: an unknown or ill-typed field, or an unreadable config file; the message names it.
     """
     files: list[str | PathLike[Any]] = [defaults_from] if defaults_from else []
     parser = _Parser(prog=prog, description=description, exit_on_error=False, default_config_files=files)
-    parser.add_argument("--config", action="config", help="read fields from this yaml file")
+    hints = typing.get_type_hints(config_class)
+    if "config" not in hints:
+        parser.add_argument("--config", action="config", help="read fields from this yaml file")
+    if positional:
+        parser.add_argument(positional, type=hints[positional])
     sections = sections or {}
-    parser.add_class_arguments(config_class, skip=set(sections))
+    parser.add_class_arguments(config_class, skip={*sections, *([positional] if positional else [])})
     for name, (section_class, left_out) in sections.items():
         parser.add_class_arguments(section_class, name, skip=left_out, instantiate=False)
-    hints = typing.get_type_hints(config_class)
     flags = {name for name, hint in hints.items() if hint is bool}
     lists = {name for name, hint in hints.items() if list in [typing.get_origin(h) for h in _members(hint)]}
     try:
@@ -65,7 +72,8 @@ def parse_arguments(
         values = vars(parser.instantiate(parsed))
     except ArgumentError as error:
         raise InputError(_one_line(str(error))) from None
-    del values["config"]
+    if "config" not in hints:
+        del values["config"]
     return config_class(**{**values, **{name: vars(values[name]) for name in sections}})
 
 

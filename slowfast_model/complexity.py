@@ -1,4 +1,4 @@
-"""What a network costs: ``python -m slowfast_model.complexity --model slowfast_r50_8x8``.
+"""What a network costs: ``python -m slowfast_model.complexity --model slowfast_r50_8x8``, or ``--table paper``.
 
 The network runs once on fake tensors, which have shapes and no memory, so that any size takes no time.
 """
@@ -9,15 +9,16 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
+from slowfast_model import paper_tables
 from slowfast_model.commands import parse_arguments, run_command
 from slowfast_model.errors import InputError
-from slowfast_model.models import ModelConfig, VideoNetwork, build_model, get_preset
+from slowfast_model.models import ModelConfig, VideoNetwork, build_model, get_preset, list_presets
 from slowfast_model.models.network import HeadType
 from slowfast_model.models.non_local import Attention
 from slowfast_ops import LateralConvConcat
@@ -184,6 +185,7 @@ class ComplexityConfig:
 
     Args:
         model: preset.
+        table: instead of a model, "paper": every row of the paper's tables, with the paper's and PySlowFast's figures.
         head: classification or detection.
         num_classes: outputs of the head; by default Kinetics' 400 for classification and AVA's 80 for detection.
         crop_size: side of the square clip in pixels; by default the training crop.
@@ -193,7 +195,8 @@ class ComplexityConfig:
         json: print JSON, stages included.
     """
 
-    model: str
+    model: str | None = None
+    table: Literal["paper"] | None = None
     head: HeadType = "classification"
     num_classes: int | None = None
     crop_size: int | None = None
@@ -204,13 +207,18 @@ class ComplexityConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the complexity of a preset."""
+    """Prints the complexity of a preset, or the paper's tables."""
     options = parse_arguments(
         ComplexityConfig,
         prog="python -m slowfast_model.complexity",
-        description="Parameters, multiply-adds and activations of a network, for one clip in testing.",
+        description="What a network, or every one in the paper's tables, costs for one clip in testing.",
         argv=argv,
     )
+    if options.table is not None:
+        _print_paper_tables(options)
+        return
+    if options.model is None:
+        raise InputError(f"model is missing: expected one of {', '.join(list_presets())}, or table")
     config = get_preset(options.model)
     crop_size = config.crop_size if options.crop_size is None else options.crop_size
     num_frames = config.num_frames if options.num_frames is None else options.num_frames
@@ -230,6 +238,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print(f"{options.model}, {options.head}, {num_classes} classes, one clip of {num_frames} frames at {crop_size} px")
     print(_table(costs, per_stage=options.per_stage))
+
+
+def _print_paper_tables(options: ComplexityConfig) -> None:
+    crop_size = paper_tables.CROP_SIZE if options.crop_size is None else options.crop_size
+    allowed = ComplexityConfig(
+        table="paper", crop_size=options.crop_size, per_stage=options.per_stage, json=options.json
+    )
+    if options != allowed:  # the rows themselves say all else
+        raise InputError("table is 'paper': expected no other options than crop_size, per_stage and json")
+    rows = list(paper_tables.measured_rows(lambda config: measure_complexity(config, crop_size=crop_size).to_dict()))
+    if options.json:
+        print(json.dumps(rows))
+        return
+    print(f"1e9 multiply-adds of one view, theirs at 256 and ours at {crop_size} px, and parameters with 400 classes")
+    line = "{:7}{:34}{:>8}{:>12}{:>10}{:>14}  {}"
+    print(line.format("table", "network", "paper", "PySlowFast", "ours", "parameters", "").rstrip())
+    for row in rows:
+        theirs = "-" if row["pyslowfast"] is None else f"{row['pyslowfast']:.3f}"
+        ours = _giga(row), f"{row['parameters'] / 1e6:.3f} M"
+        print(line.format(row["table"], row["name"], row["paper"], theirs, *ours, row["note"]).rstrip())
+        for stage, cost in row["stages"].items() if options.per_stage else ():
+            print(line.format("", f"  {stage}", "", "", _giga(cost), f"{cost['parameters'] / 1e6:.3f} M", "").rstrip())
+
+
+def _giga(cost: dict[str, Any]) -> str:
+    return f"{cost['multiply_adds'] / 1e9:.3f}"
 
 
 def _table(costs: dict[str, Any], *, per_stage: bool) -> str:

@@ -15,8 +15,8 @@ from slowfast_model.evaluation.ava import Protocol
 from slowfast_model.training.callbacks import BadVideosFile, TestingProgress
 from slowfast_model.training.config import DATA_CONFIGS, TOP_LEVEL_DATA_FIELDS, resolve_data
 from slowfast_model.training.environment import choose_folder, data_root, make_trainer, quiet_lightning, write_json
+from slowfast_model.training.sources import load_any
 from slowfast_model.training.tasks import TASKS
-from slowfast_model.training.weights import load_model
 
 
 @dataclass
@@ -25,7 +25,9 @@ class TestConfig:
 
     Attributes:
         dataset: format of the data
-        checkpoint: model.safetensors, or a .ckpt of a training run
+        checkpoint: model.safetensors, or a .ckpt of a training run; or a peer's weights, of the network named by model
+        model: network of a peer's weights: a PySlowFast YAML file, or the name of a PyTorchVideo hub model, of one of
+            mmaction2's configurations, or of a preset
         data_root: folder of the data set; without it the built-in sample set is generated and used
         output_dir: where the results go; default runs/<dataset>-<model>-test-<time>
         batch_size: clips per batch and process
@@ -45,6 +47,7 @@ class TestConfig:
 
     dataset: Literal["ava", "kinetics"]
     checkpoint: Path
+    model: str | None = None
     data_root: Path | None = None
     output_dir: Path | None = None
     batch_size: int = 8
@@ -71,7 +74,7 @@ def test(config: TestConfig) -> dict[str, Any]:
     """
     quiet_lightning()
     task = TASKS[config.dataset]
-    model, description = load_model(config.checkpoint)
+    model, description = load_any(config.checkpoint, config.model)
     if description.head != task.head:
         raise InputError(
             f"{config.checkpoint} is a {description.head} model: {config.dataset} needs a {task.head} model"
@@ -79,7 +82,7 @@ def test(config: TestConfig) -> dict[str, Any]:
     name = description.config.name
     folder = choose_folder(config.output_dir, f"{config.dataset}-{name}-test")
     root = data_root(config.dataset, config.data_root)
-    options = resolve_data(config.dataset, config.data_root, config.data)
+    options = resolve_data(config.dataset, config.data_root, config.data, description.data)
     if config.dataset == "kinetics":
         options |= {"temporal_views": config.num_temporal_views, "spatial_views": config.num_spatial_crops}
     else:

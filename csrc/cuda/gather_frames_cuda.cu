@@ -8,9 +8,8 @@
 //   1. Source rows are mixed vertically into shared memory as float: four consecutive bytes per thread and row, from
 //      coalesced 4-byte words (rows of RGB pixels begin at any byte, so wider words would not line up).
 //   2. Values are mixed horizontally, normalised, cast, and written 16 bytes (8 for uint8) per thread, to the Fast
-//   frame
-//      and, where it is one, to the Slow frame. A thread keeps its columns for all its rows, and with them its offsets
-//      and weights in registers. A float of padding after every 32 spreads its strided reads over the banks.
+//      frame and, where it is one, to the Slow frame. A thread keeps its columns for all its rows, and with them its
+//      offsets and weights in registers. A float of padding after every 32 spreads its strided reads over the banks.
 // Weights are fractions of a running mean, v += (pixel - v) * fraction, which for two taps is a + (b - a) w; a constant
 // image stays exactly constant for any number of taps. float64, and what does not fit (sides above kStagedSide pixels,
 // filters wider than shared memory), takes a plain kernel with one thread per output pixel.
@@ -26,7 +25,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 4;               // on a multiprocessor, of the kernel without antialiasing
-constexpr int kSharedBytes = 48 * 1024;  // what a block gets without asking; four times it fits from sm_80 on
+constexpr int kSharedBytes = 48 * 1024;  // what a block gets without asking for more
 constexpr int kMaxClips = 32;            // the arguments of a kernel may have 4096 bytes
 constexpr int64_t kStagedSide = 16384;   // ResizeAxis<int32_t> is exact up to here
 constexpr int64_t kMaxGridX = 0x7FFFFFFF;

@@ -252,7 +252,7 @@ class AvaDataset(ClipDataset[AvaTarget]):
         size = self.config.eval_short_side(self.model.crop_size)
         clips = [sample.clip for sample in samples if sample.clip is not None]
         return {
-            "pathways": make_pathways(clips, self.model, self.config.slow_sampling, size),
+            "pathways": make_pathways(clips, self.model, self.config, size),
             "rois": torch.from_numpy(np.concatenate([batch_index, rois], axis=1)).float(),
             "labels": torch.from_numpy(np.concatenate([target.labels for target in targets] or no_labels)),
             "boxes": torch.from_numpy(np.concatenate([target.boxes for target in targets] or none)).float(),

@@ -21,6 +21,9 @@ from slowfast_ops import gather_frames
 BadVideo = tuple[str, str]
 """(path, reason) of a video that could not give a clip."""
 
+FIELDS_OF_THE_WEIGHTS = ("slow_sampling", "mean", "std")
+"""Fields of `DataConfig` that weights are trained for and that their files therefore carry."""
+
 _MAX_REPLACEMENTS = 10  # videos that may fail in a row before a training sample is given up
 
 
@@ -39,6 +42,7 @@ class DataConfig:
         test_short_side: length of the shorter side in validation and testing; default 8/7 of the model's crop.
         slow_sampling: the Slow pathway's share of the frames: "linspace" (PySlowFast, and weights trained with it) or
             "stride" (the paper).
+        mean, std: of the network's input, per channel (R, G, B), for values in [0, 1].
         cache_megabytes: memory for whole decoded videos, per process that reads and per data set (training,
             validation). Videos that fit are decoded once: worth it for sets of a few short videos that are read many
             times, and only for them. 0: none.
@@ -53,6 +57,8 @@ class DataConfig:
     flip_probability: float = 0.5
     test_short_side: int | None = None
     slow_sampling: Literal["linspace", "stride"] = "linspace"
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     cache_megabytes: int = 0
     max_bad_share: float = 0.25
 
@@ -65,6 +71,10 @@ class DataConfig:
                 raise InputError(f"data.{name} is {getattr(self, name)}: expected a number from 0 to 1")
         if self.slow_sampling not in ("linspace", "stride"):
             raise InputError(f"data.slow_sampling is {self.slow_sampling!r}: expected 'linspace' or 'stride'")
+        if len(self.mean) != 3:
+            raise InputError(f"data.mean is {list(self.mean)}: expected 3 numbers")
+        if len(self.std) != 3 or not min(self.std) > 0:
+            raise InputError(f"data.std is {list(self.std)}: expected 3 numbers above 0")
 
     def train_short_side(self, crop_size: int) -> tuple[int, int]:
         """The range of `short_side` for a model that is trained on crops of this size.
@@ -144,7 +154,7 @@ class ClipDataset(Dataset, ABC, Generic[Target]):
 
 
 def make_pathways(
-    clips: Sequence[tuple[Frames, ClipGeometry]], model: ModelConfig, slow_sampling: str, empty_size: int
+    clips: Sequence[tuple[Frames, ClipGeometry]], model: ModelConfig, config: DataConfig, empty_size: int
 ) -> list[Tensor]:
     """The network's inputs, a float32 tensor [N, 3, T, h, w] per pathway, from decoded clips of any sizes.
 
@@ -156,7 +166,9 @@ def make_pathways(
         [frames for frames, _ in clips],
         indices=torch.arange(model.num_frames).expand(len(clips), -1),
         alpha=model.alpha,
-        slow_sampling=slow_sampling,
+        slow_sampling=config.slow_sampling,
+        mean=config.mean,
+        std=config.std,
         resize=[geometry.resize for _, geometry in clips],
         crop=[geometry.crop for _, geometry in clips],
         flip=[geometry.flip for _, geometry in clips],

@@ -146,7 +146,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
         clips = [sample.clip for sample in samples if sample.clip is not None]
         size = self.config.eval_short_side(self.model.crop_size)
         return {
-            "pathways": make_pathways(clips, self.model, self.config.slow_sampling, size),
+            "pathways": make_pathways(clips, self.model, self.config, size),
             "labels": torch.tensor([target.label for target in targets], dtype=torch.int64),
             "indices": torch.tensor([target.row for target in targets], dtype=torch.int64),
             "views": torch.tensor([target.view for target in targets], dtype=torch.int64),

@@ -49,7 +49,7 @@ DATA_SETTINGS = {
 
 
 def mmaction2_model(name: str, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, HeadType, int]:
-    """Configuration, head and number of classes of a model, from its name and what its tensors say.
+    """Configuration, head and number of classes of a model, from its name and what its tensors, as `prepare`d, say.
 
     Depth and clip come from the name of its configuration or checkpoint, as in
     ``slowfast_r50_8xb8-8x8x1-256e_kinetics400-rgb.py``, of which nothing is executed; the kernel of the lateral
@@ -82,7 +82,7 @@ def mmaction2_model(name: str, tensors: Mapping[str, Tensor]) -> tuple[ModelConf
         config = replace(config, lateral=replace(config.lateral, norm=False, relu=False))
     config = replace(_all_temporal(config), name=re.sub(r"\.(pth|py)$", "", PurePath(name).name))
     if f"{_DETECTION_HEAD}bias" in tensors:
-        return _detector(config), "detection", len(tensors[f"{_DETECTION_HEAD}bias"]) - 1
+        return _detector(config), "detection", len(tensors[f"{_DETECTION_HEAD}bias"])
     bias = tensors.get(f"{_CLASSIFICATION_HEAD}bias")
     return config, "classification", 400 if bias is None else len(bias)
 

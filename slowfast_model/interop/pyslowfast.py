@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from slowfast_model.errors import InputError
 from slowfast_model.interop.names import KeyTable
+from slowfast_model.models import LateralConfig, ModelConfig, StemConfig
 
 Value = TypeVar("Value")
 
@@ -57,6 +60,33 @@ def from_pyslowfast_key(key: str) -> str:
 def to_pyslowfast_keys(state: Mapping[str, Value]) -> dict[str, Value]:
     """A state dict of ours under PySlowFast's names."""
     return {to_pyslowfast_key(key): value for key, value in state.items()}
+
+
+def to_pyslowfast_state(state: Mapping[str, Value], config: ModelConfig) -> dict[str, Value]:
+    """A state dict of ours as PySlowFast's network of the same configuration has it: its names, in its order.
+
+    Raises:
+        InputError: PySlowFast cannot express the network.
+    """
+    lateral = config.lateral
+    if lateral and lateral != LateralConfig(kernel_size=lateral.kernel_size, channel_ratio=lateral.channel_ratio):
+        raise InputError(f"{config.name}: PySlowFast only has time-strided convolutions with batch norm and ReLU")
+    for pathway, stem in zip(config.pathways, (StemConfig(), StemConfig((5, 7, 7))), strict=False):
+        if pathway.block != "bottleneck" or pathway.stem != stem:
+            raise InputError(f"{config.name}: PySlowFast only has bottleneck blocks and stems of stride 4 with pooling")
+    return dict(sorted(to_pyslowfast_keys(state).items(), key=lambda item: _place(item[0])))
+
+
+def _place(key: str) -> tuple[int, ...]:
+    """Sorts as PySlowFast builds: stage by stage, pathway by pathway, block by block, the shortcut first.
+
+    Within these the order stays as it is.
+    """
+    match = re.match(r"s(\d)(?:\.pathway(\d)_(?:stem|res(\d+)|nonlocal(\d+))|_fuse)", key)
+    if not match:
+        return (9,)  # the head
+    stage, pathway, residual, non_local = match.groups()
+    return int(stage), int(pathway or 9), int(residual or non_local or 0), bool(non_local), ".branch1" not in key
 
 
 def from_pyslowfast_keys(state: Mapping[str, Value]) -> dict[str, Value]:

@@ -36,10 +36,25 @@ from slowfast_model.models import (
     StemConfig,
 )
 from slowfast_model.models.network import HeadType
-from slowfast_model.models.presets import FAST_KERNELS, FAST_STEM, RESNET_DEPTHS, SLOW_KERNELS
+from slowfast_model.models.presets import (
+    C2D_KERNELS,
+    FAST_KERNELS,
+    FAST_STEM,
+    I3D_KERNELS,
+    RESNET_DEPTHS,
+    SLOW_KERNELS,
+)
 
 _DEPTHS = (18, 50, 101)
-_ARCHITECTURES = {"slow": ("ResNet",), "slowfast": ("SlowFast",)}
+# By MODEL.ARCH, for each pathway: temporal kernels of its stages, stem, and the frames that are pooled after res2.
+_ARCHITECTURES = {
+    "slow": ((SLOW_KERNELS, StemConfig(), 1),),
+    "slowfast": ((SLOW_KERNELS, StemConfig(), 1), (FAST_KERNELS, FAST_STEM, 1)),
+    "c2d": ((C2D_KERNELS, StemConfig(), 2),),
+    "i3d": ((I3D_KERNELS, FAST_STEM, 2),),
+    "slow_c2d": ((C2D_KERNELS, StemConfig(), 1),),
+    "slow_i3d": ((I3D_KERNELS, FAST_STEM, 1),),
+}
 _AVA_FOLDER = "annotations"
 
 
@@ -80,13 +95,15 @@ class PySlowFastConfig:
         """
         self._require_only_values(ONLY_VALUE_OF_MODEL)
         architecture = self["MODEL.ARCH"]
-        if self["MODEL.MODEL_NAME"] not in _ARCHITECTURES.get(architecture, ()):
-            self._refuse("MODEL.ARCH" if architecture not in _ARCHITECTURES else "MODEL.MODEL_NAME", "slow or slowfast")
+        if architecture not in _ARCHITECTURES:
+            self._refuse("MODEL.ARCH", f"one of {', '.join(_ARCHITECTURES)}")
+        two_pathways = len(_ARCHITECTURES[architecture]) == 2
+        if self["MODEL.MODEL_NAME"] != ("SlowFast" if two_pathways else "ResNet"):
+            self._refuse("MODEL.MODEL_NAME", "SlowFast for slowfast, else ResNet")
         if self["RESNET.DEPTH"] not in _DEPTHS:
             self._refuse("RESNET.DEPTH", f"one of {_DEPTHS}")
-        if self["MODEL.HEAD_ACT"] != ("sigmoid" if self.head == "detection" else "softmax"):
-            self._refuse("MODEL.HEAD_ACT", "softmax for classification, sigmoid for detection")
-        two_pathways = architecture == "slowfast"
+        if self["MODEL.HEAD_ACT"] not in (("sigmoid",) if self.head == "detection" else ("softmax", "sigmoid")):
+            self._refuse("MODEL.HEAD_ACT", "softmax or sigmoid for classification, sigmoid for detection")
         try:
             config = ModelConfig(
                 name=self.path.stem,
@@ -97,6 +114,8 @@ class PySlowFastConfig:
                 alpha=self["SLOWFAST.ALPHA"] if two_pathways else 1,
                 lateral=self._lateral() if two_pathways else None,
                 head=self._head(),
+                frozen_norm=self["MODEL.FROZEN_BN"],
+                checkpointing=self["MODEL.ACT_CHECKPOINT"],
             )
         except (IndexError, TypeError) as error:  # a number for a list, or too short a list
             raise InputError(f"{self.path}: the values of RESNET, NONLOCAL or DATA make no network ({error})") from None
@@ -107,6 +126,7 @@ class PySlowFastConfig:
         return config
 
     def _pathway(self, index: int) -> PathwayConfig:
+        _, stem, _ = _ARCHITECTURES[self["MODEL.ARCH"]][index]
         fast = index == 1
         width = self["RESNET.WIDTH_PER_GROUP"]
         inner = width * self["RESNET.NUM_GROUPS"]
@@ -116,7 +136,7 @@ class PySlowFastConfig:
         return PathwayConfig(
             width=width,
             stages=tuple(self._stage(index, stage) for stage in range(4)),
-            stem=FAST_STEM if fast else StemConfig(),
+            stem=stem,
             in_channels=channels[index],
             groups=self["RESNET.NUM_GROUPS"],
             inner_width=None if inner == width else inner,
@@ -124,7 +144,7 @@ class PySlowFastConfig:
 
     def _stage(self, pathway: int, stage: int) -> StageConfig:
         depth = RESNET_DEPTHS[self["RESNET.DEPTH"]][stage]
-        kernels = (SLOW_KERNELS, FAST_KERNELS)[pathway][stage]
+        kernels, _, pooled = _ARCHITECTURES[self["MODEL.ARCH"]][pathway]
         temporal = min(depth, self["RESNET.NUM_BLOCK_TEMP_KERNEL"][stage][pathway])
         after_blocks = tuple(sorted(self["NONLOCAL.LOCATION"][stage][pathway]))
         non_local = None
@@ -136,11 +156,12 @@ class PySlowFastConfig:
             )
         return StageConfig(
             depth,
-            kernels,
+            kernels[stage],
             temporal_blocks=None if temporal == depth else temporal,
             stride=self["RESNET.SPATIAL_STRIDES"][stage][pathway],
             dilation=self["RESNET.SPATIAL_DILATIONS"][stage][pathway],
             non_local=non_local,
+            temporal_pool=pooled if stage == 0 else 1,
         )
 
     def _lateral(self) -> LateralConfig:
@@ -153,6 +174,7 @@ class PySlowFastConfig:
             dropout=float(self["MODEL.DROPOUT_RATE"]),
             roi_size=self["DETECTION.ROI_XFORM_RESOLUTION"],
             roi_aligned=bool(self["DETECTION.ALIGNED"]) if self.head == "detection" else True,
+            activation="softmax" if self.head == "detection" else self["MODEL.HEAD_ACT"],
         )
 
     def _undilated(self, config: ModelConfig) -> ModelConfig:

@@ -42,7 +42,7 @@ _HEADS = (
 )
 PYTORCHVIDEO = KeyTable("PyTorchVideo", (*_SINGLE, *_BOTH, *_HEADS), _SPELLINGS)
 
-_MODELS: dict[str, tuple[Callable[[], ModelConfig], HeadType]] = {
+_BUILDERS: dict[str, tuple[Callable[[], ModelConfig], HeadType]] = {
     "slow_r50": (lambda: slow_config(8, 8), "classification"),
     "slowfast_r50": (lambda: slowfast_config(8, 8, alpha=4, fusion_kernel=7), "classification"),
     # All blocks of res4 are temporal here, unlike in the paper's R101.
@@ -54,6 +54,7 @@ _MODELS: dict[str, tuple[Callable[[], ModelConfig], HeadType]] = {
     "slow_r50_detection": (lambda: slow_config(4, 16), "detection"),
     "slowfast_r50_detection": (lambda: slowfast_config(8, 8, alpha=4, fusion_kernel=7), "detection"),
 }
+HUB_MODELS = tuple(_BUILDERS)
 
 
 def pytorchvideo_model(name: str) -> tuple[ModelConfig, HeadType, int]:
@@ -64,9 +65,9 @@ def pytorchvideo_model(name: str) -> tuple[ModelConfig, HeadType, int]:
     Raises:
         InputError: not a SlowFast or Slow-only model of the hub.
     """
-    if name not in _MODELS:
-        raise InputError(f"{name!r} is not a hub model of PyTorchVideo that we know: expected {', '.join(_MODELS)}")
-    make_config, head = _MODELS[name]
+    if name not in _BUILDERS:
+        raise InputError(f"{name!r} is not a hub model of PyTorchVideo that we know: expected {', '.join(HUB_MODELS)}")
+    make_config, head = _BUILDERS[name]
     config: Any = replace(make_config(), name=name)
     if head == "detection":
         config = replace(config, head=replace(config.head, roi_aligned=False))

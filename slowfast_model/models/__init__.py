@@ -10,7 +10,15 @@ from slowfast_model.models.config import (
     StemConfig,
 )
 from slowfast_model.models.network import VideoNetwork, build_model
-from slowfast_model.models.presets import fast_config, get_preset, list_presets, slow_config, slowfast_config
+from slowfast_model.models.presets import (
+    c2d_config,
+    fast_config,
+    get_preset,
+    i3d_config,
+    list_presets,
+    slow_config,
+    slowfast_config,
+)
 
 __all__ = [
     "HeadConfig",
@@ -22,8 +30,10 @@ __all__ = [
     "StemConfig",
     "VideoNetwork",
     "build_model",
+    "c2d_config",
     "fast_config",
     "get_preset",
+    "i3d_config",
     "list_presets",
     "slow_config",
     "slowfast_config",

@@ -15,6 +15,7 @@ NonLocalInstantiation = Literal["dot_product", "softmax"]
 
 BlockType = Literal["bottleneck", "basic"]
 InputTransform = Literal["none", "half_resolution", "grey", "time_difference"]
+Activation = Literal["softmax", "sigmoid"]
 LateralKind = Literal["time_strided_conv", "time_strided_sample", "time_to_channel_concat", "time_to_channel_sum"]
 
 PATHWAY_NAMES = ("slow", "fast")
@@ -88,6 +89,7 @@ class StageConfig:
         stride: spatial stride of the first block.
         dilation: spatial dilation of every block's 3x3 convolution.
         non_local: non-local blocks among the residual ones.
+        temporal_pool: frames that a max pooling after the stage makes one (C2D and I3D; a single pathway only).
     """
 
     depth: int
@@ -96,6 +98,7 @@ class StageConfig:
     stride: int = 2
     dilation: int = 1
     non_local: NonLocalConfig | None = None
+    temporal_pool: int = 1
 
     def __post_init__(self) -> None:
         require(self.depth >= 1, "stage.depth", self.depth, "1 or more")
@@ -113,6 +116,7 @@ class StageConfig:
         )
         require(self.stride >= 1, "stage.stride", self.stride, "1 or more")
         require(self.dilation >= 1, "stage.dilation", self.dilation, "1 or more")
+        require(self.temporal_pool >= 1, "stage.temporal_pool", self.temporal_pool, "1 or more")
         if self.non_local is not None:
             blocks = self.non_local.after_blocks
             require(
@@ -132,7 +136,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class PathwayConfig:
-    """One pathway: a 3D ResNet without any temporal stride.
+    """One pathway: a 3D ResNet, without any temporal stride in the paper's networks.
 
     Attributes:
         width: channels of conv1. Stage i (from 0) has ``width * 2**i`` channels inside its blocks, and 4 times as many
@@ -240,18 +244,22 @@ class HeadConfig:
 
     Attributes:
         dropout: probability of dropping a pooled feature in training.
+        activation: what makes a classifier's logits probabilities, "softmax" or, for several labels per clip (as in
+            Charades), "sigmoid". Detection always has several labels per box.
         roi_size: bins of RoIAlign along each side, before the spatial maximum (detection).
         roi_aligned: RoIAlign with the half-pixel shift (detection). False for PySlowFast's Caffe2 checkpoints.
         roi_sampling_ratio: samples per bin and axis; 0 adapts to the box (detection).
     """
 
     dropout: float = 0.5
+    activation: Activation = "softmax"
     roi_size: int = 7
     roi_aligned: bool = True
     roi_sampling_ratio: int = 0
 
     def __post_init__(self) -> None:
         require(0 <= self.dropout < 1, "head.dropout", self.dropout, "0 or more and less than 1")
+        require_choice(Activation, "head.activation", self.activation)
         require(self.roi_size >= 1, "head.roi_size", self.roi_size, "1 or more")
         require(self.roi_sampling_ratio >= 0, "head.roi_sampling_ratio", self.roi_sampling_ratio, "0 or more")
 
@@ -265,10 +273,14 @@ class ModelConfig:
         num_frames: frames of the clip that the sampler takes: the Fast pathway's, or a single pathway's own.
         sampling_rate: source frames (at the data set's nominal rate) from one of them to the next.
         crop_size: side of the training crop in pixels.
-        pathways: (slow,) or (slow, fast).
+        pathways: (slow,) or (slow, fast). A single pathway of any shape goes by the name of slow.
         alpha: Fast frames per Slow frame; 1 for a single pathway.
         lateral: the lateral connections; None for a single pathway.
         head: pooling, dropout and RoI settings.
+        frozen_norm: whether batch norms keep and use their running statistics in training, too (fine-tuning on few
+            clips); their weights and biases are trained.
+        checkpointing: whether residual and non-local blocks are computed again in the backward pass instead of keeping
+            their activations: less memory, more time, the same result.
     """
 
     name: str
@@ -279,6 +291,8 @@ class ModelConfig:
     alpha: int = 1
     lateral: LateralConfig | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
+    frozen_norm: bool = False
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "sampling_rate", "crop_size", "alpha"):
@@ -296,6 +310,8 @@ class ModelConfig:
             f"a multiple of alpha = {self.alpha}",
         )
         slow, fast = self.pathways
+        pools = tuple(stage.temporal_pool for pathway in self.pathways for stage in pathway.stages)
+        require(max(pools) == 1, "stage.temporal_pool", pools, "1 in a network of two pathways")
         require(
             fast.level_strides in (slow.level_strides, tuple(2 * stride for stride in slow.level_strides)),
             "model.pathways",

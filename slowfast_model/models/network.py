@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from slowfast_model.errors import InputError
 from slowfast_model.models.config import PATHWAY_NAMES, ModelConfig, PathwayConfig
@@ -68,12 +69,22 @@ class VideoNetwork(nn.Module):
         else:
             self.head = ClassificationHead(built.feature_channels, num_classes, built.head)
         initialize(self)
+        self.train()
+
+    def train(self, mode: bool = True) -> VideoNetwork:
+        """Training or evaluation mode; frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        if self.config.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def _build_pathway(self, config: PathwayConfig, added_channels: list[int]) -> nn.ModuleDict:
         levels = nn.ModuleDict({"stem": Stem(config)})
         for index in range(len(config.stages)):
             in_channels = config.level_channels[index] + added_channels[index]
-            levels[self.level_names[index + 1]] = ResidualStage(config, index, in_channels)
+            levels[self.level_names[index + 1]] = ResidualStage(config, index, in_channels, self.config.checkpointing)
         return levels
 
     def forward(self, pathways: Sequence[Tensor], rois: Tensor | None = None) -> Tensor:
@@ -104,7 +115,8 @@ class VideoNetwork(nn.Module):
 
         Classification is fully convolutional: features are averaged in a window of the training crop's size at every
         position, and the softmax of each position's logits is averaged, as PySlowFast does. For clips of the training
-        size this is the softmax of `forward`. Detection gives the sigmoid of each logit.
+        size this is the softmax of `forward`. A multi-label classifier has the sigmoid for the softmax, and detection
+        gives the sigmoid of each box's logits.
 
         Args:
             pathways, rois: as for `forward`.
@@ -112,7 +124,7 @@ class VideoNetwork(nn.Module):
                 A window larger than the map is cut to it.
 
         Returns:
-            [N, K], rows summing to one; or [R, K].
+            [N, K], rows summing to one unless there are several labels per clip; or [R, K].
 
         Raises:
             ValueError: as `forward`, or a window without pixels.
@@ -124,7 +136,8 @@ class VideoNetwork(nn.Module):
         if window < 1:
             raise ValueError(f"pool_size is {window}: expected 1 or more")
         logits = self.head.position_logits(self.features(pathways), window)
-        return logits.softmax(dim=-1).mean(dim=(1, 2))
+        scores = logits.sigmoid() if self.config.head.activation == "sigmoid" else logits.softmax(dim=-1)
+        return scores.mean(dim=(1, 2))
 
     def features(self, pathways: Sequence[Tensor]) -> list[Tensor]:
         """The last feature map of each pathway, [N, C, T, H/s, W/s] with s = 32, or 16 under a detection head.

@@ -33,6 +33,7 @@ STAGES = ("res2", "res3", "res4", "res5")
 SLOW_KERNELS = ((1,), (1,), (3,), (3,))  # Table 1: temporal convolutions in the last two stages only
 FAST_KERNELS = ((3,), (3,), (3,), (3,))  # and everywhere
 I3D_KERNELS = ((3,), (3, 1), (3, 1), (1, 3))
+C2D_KERNELS = ((1,), (1,), (1,), (1,))
 FAST_STEM = StemConfig(kernel=(5, 7, 7))
 
 
@@ -109,6 +110,25 @@ def fast_config(num_frames: int, sampling_rate: int, *, depth: int = 50, width: 
     """Fast-only. With the Fast pathway's own kernels it would cost more than in the paper, with I3D's it does not."""
     pathway = resnet(depth, I3D_KERNELS, FAST_STEM, width=width)
     return single_pathway_config("fast", depth, num_frames, sampling_rate, pathway)
+
+
+def c2d_config(num_frames: int, sampling_rate: int, *, depth: int = 50) -> ModelConfig:
+    """C2D: an image network on every frame, but for a temporal max pooling after res2."""
+    pathway = _with_temporal_pool(resnet(depth, C2D_KERNELS, StemConfig()))
+    return single_pathway_config("c2d", depth, num_frames, sampling_rate, pathway)
+
+
+def i3d_config(
+    num_frames: int, sampling_rate: int, *, depth: int = 50, non_local: Mapping[str, NonLocalConfig] | None = None
+) -> ModelConfig:
+    """I3D: C2D with temporal kernels in the stem and in every other block."""
+    pathway = _with_temporal_pool(resnet(depth, I3D_KERNELS, FAST_STEM, non_local=non_local))
+    return single_pathway_config("i3d", depth, num_frames, sampling_rate, pathway)
+
+
+def _with_temporal_pool(pathway: PathwayConfig) -> PathwayConfig:
+    first, *others = pathway.stages
+    return replace(pathway, stages=(replace(first, temporal_pool=2), *others))
 
 
 def slowfast_config(
@@ -208,6 +228,9 @@ _PRESETS = {
         slow_config(16, 8, depth=101),
         slow_config(8, 8, depth=152),
         fast_config(32, 2),
+        c2d_config(8, 8),
+        i3d_config(8, 8),
+        i3d_config(8, 8, non_local=R50_NON_LOCAL),
         slowfast_config(4, 16, alpha=8, depth=18),
         slowfast_config(4, 16, alpha=8, depth=34),
         slowfast_config(4, 16, alpha=8),

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from slowfast_model.models.config import PathwayConfig
 from slowfast_model.models.convolution import ConvNorm
@@ -93,19 +99,34 @@ def join(branch: Tensor, shortcut: Tensor | None) -> Tensor:
     return branch if shortcut is None else F.relu(branch.add_(shortcut), inplace=True)
 
 
+class TemporalPool(nn.Module):
+    """Maximum of every ``size`` frames; a layer of `ResidualStage`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """[N, C, T, H, W] to ([N, C, T / size, H, W], None); fewer frames than ``size`` become one."""
+        return F.max_pool3d(x, (min(self.size, x.shape[2]), 1, 1)), None
+
+
 class ResidualStage(nn.ModuleDict):
     """The blocks of one stage; the first one carries the stride and the change of channels.
 
-    Its layers run in the order of the dictionary: residual blocks "0", "1", ... and the non-local blocks between them.
+    Its layers run in the order of the dictionary: residual blocks "0", "1", ... and the non-local blocks between them;
+    temporal pooling comes last.
 
     Args:
         pathway: the pathway that the stage is in.
         index: which of its stages, 0 for res2.
         in_channels: channels of the input, those of a lateral connection included.
+        checkpointing: whether layers are computed again in the backward pass.
     """
 
-    def __init__(self, pathway: PathwayConfig, index: int, in_channels: int) -> None:
+    def __init__(self, pathway: PathwayConfig, index: int, in_channels: int, checkpointing: bool = False) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         config, out_channels = pathway.stages[index], pathway.level_channels[index + 1]
         for block, kernel in enumerate(config.block_kernels):
             stride = config.stride if block == 0 else 1
@@ -125,10 +146,33 @@ class ResidualStage(nn.ModuleDict):
             in_channels = out_channels
             if config.non_local is not None and block in config.non_local.after_blocks:
                 self[f"non_local{block}"] = NonLocalBlock(out_channels, config.non_local)
+        if config.temporal_pool > 1:
+            self["pool"] = TemporalPool(config.temporal_pool)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last layer's terms, each [N, C, T, H', W']; `join` makes the stage's output of them."""
         terms: tuple[Tensor, Tensor | None] = (x, None)
         for layer in self.values():
-            terms = layer(join(*terms))
+            x = join(*terms)
+            terms = recomputed(layer, x) if self.checkpointing and torch.is_grad_enabled() else layer(x)
         return terms
+
+
+def recomputed(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``layer(x)`` without keeping its activations: the backward pass runs it again."""
+    contexts = (contextlib.nullcontext(), _without_new_statistics(layer))
+    return checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
+
+
+@contextlib.contextmanager
+def _without_new_statistics(layer: nn.Module) -> Iterator[None]:
+    """Batch norms in training leave their running statistics alone, which the first run has updated already."""
+    norms = [module for module in layer.modules() if isinstance(module, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, num_batches_tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked

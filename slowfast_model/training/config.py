@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import yaml
 
 from slowfast_model.commands import option_value, parse_arguments
 from slowfast_model.data.ava import AvaDataConfig
-from slowfast_model.data.clips import DataConfig
+from slowfast_model.data.clips import FIELDS_OF_THE_WEIGHTS, DataConfig
 from slowfast_model.data.kinetics import KineticsDataConfig
 from slowfast_model.errors import InputError
 from slowfast_model.training.environment import RUNS
@@ -36,10 +36,10 @@ class TrainConfig:
     Attributes:
         dataset: format of the data
         data_root: folder of the data set; without it the built-in sample set is generated and used
-        model: name of a preset
+        model: name of a preset, a PySlowFast YAML file, or a checkpoint whose network to take
         output_dir: run folder; default runs/<dataset>-<model>-<time>
         resume: continue the run in output_dir (without output_dir the latest in runs/), with its settings
-        init_from: start from the weights of a .safetensors or .ckpt file; the head may be a new one
+        init_from: start from the weights of a file, ours or a peer's or torchvision's ResNet; the head may be a new one
         seed: of the initial weights, the order, the augmentation and the dropout
         max_epochs: length of the training
         max_steps: stop after this many iterations even if max_epochs are not over
@@ -205,8 +205,11 @@ RECIPES = {
 }
 
 
-def resolve(config: TrainConfig, world_size: int) -> TrainConfig:
-    """The configuration with every field that is null filled in from the recipe of its data."""
+def resolve(config: TrainConfig, world_size: int, data_of_weights: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration with every field that is null filled in from the recipe of its data.
+
+    ``data_of_weights`` are the data settings of the weights that the training starts from.
+    """
     recipe = _recipe(config.dataset, config.data_root)
     batch_size = config.batch_size or recipe.batch_size
     lr = recipe.lr * batch_size * world_size / recipe.lr_clips if config.lr is None else config.lr
@@ -227,14 +230,26 @@ def resolve(config: TrainConfig, world_size: int) -> TrainConfig:
     if recipe.num_workers is not None:
         values["num_workers"] = recipe.num_workers
     missing = {name: value for name, value in values.items() if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing, data=resolve_data(config.dataset, config.data_root, config.data))
+    data = resolve_data(config.dataset, config.data_root, config.data, data_of_weights)
+    return dataclasses.replace(config, **missing, data=data)
 
 
-def resolve_data(dataset: str, data_root: Path | None, data: dict[str, Any]) -> dict[str, Any]:
-    """The data section with the recipe's values for the fields that are left at their defaults."""
+def resolve_data(
+    dataset: str, data_root: Path | None, data: dict[str, Any], data_of_weights: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The data section with the weights' and the recipe's values for the fields that are left at their defaults."""
     recipe = _recipe(dataset, data_root)
     defaults = {f.name: f.default for f in dataclasses.fields(DATA_CONFIGS[dataset])}
-    return {k: recipe.data[k] if k in recipe.data and v == defaults[k] else v for k, v in data.items()}
+    resolved = {k: recipe.data[k] if k in recipe.data and v == defaults[k] else v for k, v in data.items()}
+    needed = data_of_weights or {}
+    return resolved | {k: v for k, v in needed.items() if data.get(k, defaults[k]) == defaults[k]}
+
+
+def data_of_weights(dataset: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of weights says about the data section that they were trained with."""
+    defaults = {f.name: f.default for f in dataclasses.fields(DATA_CONFIGS[dataset])}
+    values = {k: data[k] for k in FIELDS_OF_THE_WEIGHTS if k in data and data[k] != defaults[k]}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def _recipe(dataset: str, data_root: Path | None) -> Recipe:

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from slowfast_model.evaluation.report import save_training_curves
-from slowfast_model.models import build_model, get_preset
+from slowfast_model.models import build_model
 from slowfast_model.training.callbacks import (
     BadVideosFile,
     CheckpointFiles,
@@ -17,12 +17,13 @@ from slowfast_model.training.callbacks import (
     TrainingProgress,
     read_metrics,
 )
-from slowfast_model.training.config import CONFIG_NAME, TrainConfig, resolve
+from slowfast_model.training.config import CONFIG_NAME, TrainConfig, data_of_weights, resolve
 from slowfast_model.training.environment import choose_folder, data_root, make_trainer, quiet_lightning, write_json
 from slowfast_model.training.optimizer import build_optimizer
 from slowfast_model.training.precise_bn import PreciseBatchNorm
+from slowfast_model.training.sources import read_initial_weights, resolve_model
 from slowfast_model.training.tasks import TASKS
-from slowfast_model.training.weights import ModelDescription, initialize_from, save_weights
+from slowfast_model.training.weights import ModelDescription, save_weights
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -36,9 +37,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     quiet_lightning()
     task = TASKS[config.dataset]
-    folder = choose_folder(config.output_dir, f"{config.dataset}-{config.model}", may_hold_run=config.resume)
+    model_config = resolve_model(config.model)
+    name = model_config.name
+    initial = read_initial_weights(config.init_from) if config.init_from and not config.resume else None
+    folder = choose_folder(config.output_dir, f"{config.dataset}-{name}", may_hold_run=config.resume)
     checkpoints = folder / "checkpoints"
-    model_config = get_preset(config.model)
     metrics_file = MetricsFile(folder / "metrics.csv", config.log_every_steps, task.metric_columns)
     checkpoint_files = CheckpointFiles(checkpoints, config.checkpoint_every_steps)
     bad_videos = BadVideosFile(folder / "bad_videos.csv")
@@ -57,17 +60,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
         gradient_clip_val=config.gradient_clip or None,
         check_val_every_n_epoch=config.evaluate_every_epochs,
     )
-    config = resolve(config, trainer.world_size)
+    config = resolve(config, trainer.world_size, initial.data if initial else None)
     data = task.data_module(config.data_config(data_root(config.dataset, config.data_root)), model_config)
     data.setup("fit")
     trainer.print(data.describe())
 
     torch.manual_seed(config.seed)
     model = build_model(model_config, num_classes=data.num_classes, head=task.head)
-    if config.init_from and not config.resume:
-        fresh = initialize_from(config.init_from, model)
-        trainer.print(f"weights from {config.init_from}" + (f", but a new {' and '.join(fresh)}" if fresh else ""))
-    description = ModelDescription(model_config, task.head, data.num_classes, data.class_names)
+    if initial:
+        report = initial.load_into(model)
+        fresh = f"; a new {', '.join(sorted({n.rsplit('.', 1)[0] for n in report.missing}))}" if report.missing else ""
+        trainer.print(f"weights from {initial.path}: {len(report.loaded)} tensors{fresh}")
+    description = ModelDescription(
+        model_config, task.head, data.num_classes, data.class_names, data_of_weights(config.dataset, config.data)
+    )
     make_optimizer = partial(
         build_optimizer,
         name=config.optimizer or "sgd",
@@ -90,7 +96,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     resuming = config.resume and last.exists()
     if trainer.is_global_zero:
         config.save(folder / CONFIG_NAME)
-    trainer.print(f"{'continuing' if resuming else 'training'} {config.model}; run folder {folder}")
+    trainer.print(f"{'continuing' if resuming else 'training'} {name}; run folder {folder}")
     trainer.fit(module, datamodule=data, ckpt_path=last if resuming else None)
     if not module.metrics_at(trainer.global_step):
         trainer.validate(module, datamodule=data, verbose=False)
@@ -105,7 +111,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     figures = {
         "dataset": config.dataset,
-        "model": config.model,
+        "model": name,
         **task.write_results(folder, module, data, "val"),
         "epoch": trainer.current_epoch,
         "step": trainer.global_step,

@@ -6,7 +6,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,14 @@ class ModelDescription:
         head: "classification" or "detection".
         num_classes: outputs of the head.
         class_names: class id -> name; detection ids start at 1, classification ids at 0.
+        data: data settings that the weights were trained with (`FIELDS_OF_THE_WEIGHTS`), where not the default.
     """
 
     config: ModelConfig
     head: HeadType
     num_classes: int
     class_names: dict[int, str]
+    data: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -47,6 +49,7 @@ class ModelDescription:
             "head": self.head,
             "num_classes": self.num_classes,
             "class_names": {str(k): name for k, name in self.class_names.items()},
+            "data": self.data,
         }
 
     @classmethod
@@ -56,6 +59,7 @@ class ModelDescription:
             head=values["head"],
             num_classes=values["num_classes"],
             class_names={int(k): name for k, name in values["class_names"].items()},
+            data=values.get("data", {}),
         )
 
     def build(self) -> VideoNetwork:
@@ -111,35 +115,3 @@ def load_model(path: str | PathLike[str]) -> tuple[VideoNetwork, ModelDescriptio
     except RuntimeError as error:
         raise InputError(f"{path}: the weights do not fit the network: {' '.join(str(error).split())[:300]}") from None
     return model.eval(), description
-
-
-def initialize_from(path: str | PathLike[str], model: VideoNetwork) -> list[str]:
-    """Starts a network from another's weights: everything must fit but the head's projection, which may be new.
-
-    The usual case is AVA detection from a Kinetics classifier of the same architecture.
-
-    Returns:
-        The names of the parameters that keep their random initialisation (the projection's, or none).
-
-    Raises:
-        InputError: as `read_weights`, or a weight other than the projection's is missing or has another shape.
-    """
-    tensors, description = read_weights(path)
-    wanted = model.state_dict()
-    replaced = [
-        name
-        for name, tensor in wanted.items()
-        if name.startswith("head.projection.") and (name not in tensors or tensors[name].shape != tensor.shape)
-    ]
-    misfits = [
-        name
-        for name, tensor in wanted.items()
-        if name not in replaced and (name not in tensors or tensors[name].shape != tensor.shape)
-    ]
-    if misfits:
-        raise InputError(
-            f"{path}: its weights are of {description.config.name} and do not fit {model.config.name}: "
-            f"{len(misfits)} of {len(wanted)} are missing or of another shape, the first is {misfits[0]}"
-        )
-    model.load_state_dict({**wanted, **{k: v for k, v in tensors.items() if k in wanted and k not in replaced}})
-    return replaced

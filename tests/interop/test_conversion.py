@@ -17,7 +17,7 @@ from torch import Tensor
 from slowfast_model.errors import InputError
 from slowfast_model.interop import from_pyslowfast
 from slowfast_model.interop.caffe2 import CAFFE2, is_solver_state
-from slowfast_model.interop.conversion import build_and_load, identify
+from slowfast_model.interop.conversion import Source, build_and_load, identify
 from slowfast_model.interop.pyslowfast import from_pyslowfast_key, to_pyslowfast_keys
 from slowfast_model.models import VideoNetwork, build_model
 from tests.model.reference import Reference
@@ -142,12 +142,12 @@ def test_every_tensor_is_accounted_for(trained: VideoNetwork) -> None:
     state = to_pyslowfast_keys(trained.state_dict())
     del state["s1_fuse.bn.weight"]
     state["s9.extra"] = torch.zeros(1)
-    state["head.projection.bias"] = torch.zeros(5, 1)
+    state["s3.pathway0_nonlocal1.conv_theta.weight"] = torch.zeros(32, 64)
     state["s2.pathway0_res0.branch2.a.weight"] = torch.zeros(8, 10, 1, 3, 1)
 
     def load(*allowed: str):
-        weights = identify(state)
-        return build_and_load(trained.config, "classification", 5, weights, allow_missing=allowed, source="x.pyth")
+        source = Source(trained.config, "classification", 5)
+        return build_and_load(source, identify(state), allow_missing=allowed, path="x.pyth")
 
     with pytest.raises(InputError) as error:
         load()
@@ -162,7 +162,7 @@ def test_every_tensor_is_accounted_for(trained: VideoNetwork) -> None:
     model, report = load("lateral.*", "s9.*", "pathways.slow.res2.0.a.conv.weight")
     assert report.missing == ["lateral.stem.bn.weight"]
     assert report.unexpected == ["s9.extra"]
-    assert report.reshaped == ["head.projection.bias: [5, 1] -> [5]"]
+    assert report.reshaped == ["pathways.slow.res3.non_local1.theta.weight: [32, 64] -> [32, 64, 1, 1, 1]"]
     assert report.mismatched == ["pathways.slow.res2.0.a.conv.weight: [8, 10, 1, 3, 1] -> [8, 10, 1, 1, 1]"]
     assert len(report.loaded) == len(model.state_dict()) - 2
     assert torch.equal(model.lateral["stem"].bn.bias, trained.lateral["stem"].bn.bias)

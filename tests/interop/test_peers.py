@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from slowfast_model.errors import InputError
-from slowfast_model.interop.conversion import build_and_load, identify
+from slowfast_model.interop.conversion import Source, build_and_load, identify, read_source
 from slowfast_model.interop.fitting import LoadReport
 from slowfast_model.interop.mmaction2 import mmaction2_model, prepare
 from slowfast_model.interop.pytorchvideo import pytorchvideo_model
-from slowfast_model.models import ModelConfig, VideoNetwork, get_preset
+from slowfast_model.models import VideoNetwork, get_preset
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -107,24 +107,25 @@ HUB = {
 }
 
 
-def load_on_meta(
-    config: ModelConfig, head: str, classes: int, state: dict[str, Tensor]
-) -> tuple[VideoNetwork, LoadReport]:
+def load_on_meta(name: str, state: dict[str, Tensor]) -> tuple[Source, VideoNetwork, LoadReport]:
+    weights = identify(state)
+    source = read_source(name, weights)
     with torch.device("meta"):
-        return build_and_load(config, head, classes, identify(state))
+        return source, *build_and_load(source, weights)
 
 
 @pytest.mark.parametrize("name", HUB)
 def test_pytorchvideos_hub_models(name: str) -> None:
     make_state, parameters = HUB[name]
     state = make_state()
-    config, head, classes = pytorchvideo_model(name)
-    model, report = load_on_meta(config, head, classes, state)
+    source, model, report = load_on_meta(name, state)
     assert identify(state).project == "PyTorchVideo"
     assert len(report.loaded) == len(state) == len(model.state_dict())
     assert not report.reshaped
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters * 1e6, abs=0.011e6)
-    assert config.head.roi_aligned == (head == "classification")  # torchvision's RoIAlign is not, by default
+    assert source.config.head.roi_aligned == (
+        source.head == "classification"
+    )  # torchvision's RoIAlign is not, by default
 
 
 def test_pytorchvideos_presets_are_ours() -> None:
@@ -185,16 +186,17 @@ def mmaction2_state(
 def test_mmaction2s_models(name: str, make_state: Callable[..., dict], frames: int, alpha: int) -> None:
     detection = "ava" in name
     state = make_state(detection=detection, classes=81 if detection else 400)
-    config, head, classes = mmaction2_model(f"configs/{name}", state)
+    source, model, report = load_on_meta(f"configs/{name}", state)
+    config = source.config
     assert (config.num_frames, config.alpha) == (frames, alpha)
-    assert (head, classes) == (("detection", 80) if detection else ("classification", 400))
-    model, report = load_on_meta(config, head, classes, state)
+    assert (source.head, source.num_classes) == (("detection", 80) if detection else ("classification", 400))
+    assert source.data["slow_sampling"] == "stride"
     assert identify(state).project == "mmaction2"
     assert len(report.loaded) == len(state) == len(model.state_dict())
     if config.lateral:
         assert not config.lateral.norm
         assert not config.lateral.relu
-    if head == "detection":
+    if detection:
         last = model.pathways["slow"]["res5"]["0"].b.conv
         assert (last.stride, last.dilation, config.head.roi_size) == ((1, 1, 1), (1, 1, 1), 8)
 

@@ -118,18 +118,34 @@ def test_temporal_blocks_and_non_local_blocks(tmp_path: Path) -> None:
     assert write(tmp_path / "x.yaml", content).model_config() == replace(expected, name="x")
 
 
+@pytest.mark.parametrize("preset", ["c2d_r50_8x8", "i3d_r50_8x8"])
+def test_c2d_and_i3d_are_the_presets(tmp_path: Path, preset: str) -> None:
+    content = {
+        "MODEL": {"ARCH": preset[:3], "MODEL_NAME": "ResNet"},
+        "DATA": {"NUM_FRAMES": 8, "SAMPLING_RATE": 8, "INPUT_CHANNEL_NUM": [3]},
+        "RESNET": {"NUM_BLOCK_TEMP_KERNEL": [[3], [4], [6], [3]]},
+    }
+    assert write(tmp_path / "x.yaml", content).model_config() == replace(get_preset(preset), name="x")
+
+
 def test_res_next_widths(tmp_path: Path) -> None:
     content = {**SINGLE, "RESNET": {"NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4}}
     (pathway,) = write(tmp_path / "x.yaml", content).model_config().pathways
     assert (pathway.width, pathway.groups, pathway.inner_channels[0]) == (4, 32, 128)
 
 
+def test_multi_label_head_and_frozen_batch_norm(tmp_path: Path) -> None:
+    options = {"HEAD_ACT": "sigmoid", "FROZEN_BN": True, "ACT_CHECKPOINT": True}
+    model = write(tmp_path / "x.yaml", {**SINGLE, "MODEL": {**SINGLE["MODEL"], **options}}).model_config()
+    assert (model.head.activation, model.frozen_norm, model.checkpointing) == ("sigmoid", True, True)
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("MODEL", "ARCH", "i3d"),
+        ("MODEL", "ARCH", "x3d"),
         ("MODEL", "MODEL_NAME", "PTVResNet"),
-        ("MODEL", "HEAD_ACT", "sigmoid"),
+        ("MODEL", "HEAD_ACT", "relu"),
         ("RESNET", "DEPTH", 42),
         ("RESNET", "TRANS_FUNC", "basic_transform"),
         ("RESNET", "STRIDE_1X1", True),

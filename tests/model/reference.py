@@ -74,6 +74,8 @@ class Reference:
         config = get_preset(preset) if isinstance(preset, str) else preset
         if entry["aligned"] is not None:
             config = replace(config, head=replace(config.head, roi_aligned=entry["aligned"]))
+        elif entry["head_act"] != config.head.activation:
+            config = replace(config, head=replace(config.head, activation=entry["head_act"]))
         return config
 
     def head(self, name: str) -> str:

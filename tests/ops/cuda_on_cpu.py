@@ -22,7 +22,7 @@ def build(sanitize: bool = False) -> Path:
     import pybind11
 
     digest = hashlib.sha256(str(sanitize).encode())
-    for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
+    for path in sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cuh", ".cpp", ".cu"}):
         digest.update(path.read_bytes())
     folder = ROOT / "build" / f"cuda_on_cpu-{'sanitized-' if sanitize else ''}{digest.hexdigest()[:12]}"
     module = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -173,7 +173,11 @@ CASES: dict[str, tuple[list, list, dict]] = {
     ),
     "not resized": ([(2, 3, 37, 3)], ["dense"], {"indices": [[1, 1, 0, 1, 0, 0, 1, 0]], "alpha": 2}),
     "one axis": ([(1, 9, 16, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (9, 24)}),
-    "wider than one block": ([(1, 2, 500, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (2, 700)}),
+    "wider than one block": (
+        [(1, 2, 500, 3)],
+        ["dense"],
+        {"indices": [[0]], "alpha": 1, "resize": (2, 700), "flip": True},
+    ),
     "shrunk to a few pixels": ([(1, 3, 9000, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (2, 9)}),
     "too wide for shared memory": ([(1, 2, 20000, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (1, 8)}),
     "antialias": (

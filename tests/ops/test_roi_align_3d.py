@@ -83,9 +83,10 @@ class TestRoIAlign3D(OpTester):
     ]
 
     def test_many_rois(self, target: Target) -> None:
-        """More RoIs than a block looks at together; those of one clip are far apart."""
-        rois = torch.rand(150, 5, generator=torch.Generator().manual_seed(3)) * 8
-        rois[:, 0] = torch.arange(150) % 29 == 0
+        """More RoIs than a block looks at together, with one of the other clip in each batch, at different places."""
+        rois = torch.rand(150, 5, generator=torch.Generator().manual_seed(3)) * 2
+        rois[:, 0] = 0
+        rois[[5, 138], 0] = 1
         rois[:, 3:] += rois[:, 1:3]
         assert_equals_reference(target, roi_align_3d, uniform((2, 2, 1, 3, 3)).float(), rois, (1, 1, 2))
 
@@ -230,6 +231,13 @@ class TestRoIAlign3DPool(OpTester):
             y = roi_align_3d_pool(x.to(target.device), rois, 4, spatial_scale=1.0)
         assert y[0, 17].isnan()
         assert y.isnan().sum() == 1
+
+    @pytest.mark.parametrize("rois", [BOXES, CUBOIDS, tubelets(2)[:2]], ids=["boxes", "cuboids", "tubelets"])
+    def test_gradients_in_float32(self, target: Target, rois: list) -> None:
+        """As in float64 (the samples above), while no two bins are nearly equal."""
+        x = uniform((2, 3, 2, 6, 7)).float()
+        for size in ((3, 2), (2, 1, 2)):
+            assert_equals_reference(target, roi_align_3d_pool, x, torch.tensor(rois), size, spatial_scale=1 / 8)
 
     def test_negative_features(self, target: Target) -> None:
         """A maximum below zero, and the zeros of bins outside the image, which are larger."""

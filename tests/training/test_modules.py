@@ -39,6 +39,7 @@ def detection_batch(num_boxes: int = 3) -> dict:
         "labels": torch.tensor([[0, 1, 0], [1, 0, 1], [0, 0, 0]]).float()[:num_boxes],
         "boxes": torch.tensor([[0, 0, 0.5, 0.5], [0.1, 0.1, 0.9, 0.9], [0, 0.25, 0.5, 1]])[:num_boxes],
         "keys": [("v", 1.0), ("w", 2.0)],
+        "views": torch.zeros(2, dtype=torch.int64),
         "bad_videos": [],
     }
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from slowfast_model.errors import InputError
 from slowfast_model.models import VideoNetwork, build_model, get_preset
+from slowfast_model.training.sources import read_initial_weights
 from slowfast_model.training.weights import (
     CHECKPOINT_KEY,
     ModelDescription,
-    initialize_from,
     load_model,
     read_weights,
     save_weights,
@@ -102,12 +102,15 @@ def test_a_malicious_pickle_runs_nothing(tmp_path: Path) -> None:
 def test_detection_starts_from_a_classifier_with_a_new_projection(saved: tuple[Path, VideoNetwork]) -> None:
     path, classifier = saved
     detector = network(head="detection", num_classes=7)
-    assert initialize_from(path, detector) == ["head.projection.weight", "head.projection.bias"]
+    report = read_initial_weights(path).load_into(detector)
+    assert report.missing == ["head.projection.weight", "head.projection.bias"]
     expected = {k: v for k, v in classifier.state_dict().items() if not k.startswith("head.projection")}
     assert all(torch.equal(detector.state_dict()[name], tensor) for name, tensor in expected.items())
-    assert initialize_from(path, network()) == []
+    assert read_initial_weights(path).load_into(network()).missing == []
 
 
 def test_another_architecture_is_refused(saved: tuple[Path, VideoNetwork]) -> None:
-    with pytest.raises(InputError, match=r"its weights are of slowfast_tiny and do not fit slow_tiny: .* the first is"):
-        initialize_from(saved[0], network("slow_tiny"))
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: the weights do not fit the network: \d+ of another shape"
+    ):
+        read_initial_weights(saved[0]).load_into(network("slow_tiny"))
