@@ -10,7 +10,6 @@ import torch
 from slowfast_model.models import build_model, get_preset, list_presets
 from slowfast_ops import use_backend
 
-
 # The deeper ones repeat the blocks of R50, and take a minute.
 PRESETS = [name for name in list_presets() if "r101" not in name and "r152" not in name]
 
