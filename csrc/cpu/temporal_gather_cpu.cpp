@@ -107,7 +107,8 @@ void temporal_gather_forward_cpu(const TemporalGatherParams& p, int num_threads)
     using T = typename decltype(tag)::type;
     const FrameLoop frame(p.output, p.input);
     const int64_t rows = p.output.size(0) * p.output.size(2) * frame.size[0] * frame.size[1];
-    const int64_t grain = 1 + 16384 / frame.size[2];
+    // A copy that fits the caches is over before another thread has woken up.
+    const int64_t grain = 1 + (int64_t{1} << 20) / frame.size[2];
     parallel_for(rows, grain, num_threads, [&](int64_t begin, int64_t end) { forward_rows<T>(p, frame, begin, end); });
   });
 }

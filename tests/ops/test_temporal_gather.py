@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from slowfast_ops import TemporalGather, slow_frame_indices, temporal_gather, use_backend
-from tests.ops.op_tester import OpTester, Sample, Target, only_on_a_gpu, skip_below_gpu_memory
+from tests.ops.op_tester import OpRecorder, OpTester, Sample, Target, only_on_a_gpu, skip_below_gpu_memory
 from tests.ops.property_testing import given, settings, st
 
 
@@ -73,6 +73,21 @@ def test_equals_indexing(shape, data, channels_last, dtype):
         x = x.to(memory_format=torch.channels_last_3d)
     expected = torch.stack([x[i][:, indices[i]] for i in range(n)])
     assert torch.equal(temporal_gather(x, indices), expected)
+
+
+def test_contiguous_cpu_tensors_without_gradient_take_index_select():
+    x, indices = torch.randn(2, 3, 4, 5, 6), torch.tensor([3, 0, 3])
+    recorder = OpRecorder()
+    with recorder:
+        y = temporal_gather(x, indices)
+        temporal_gather(x.contiguous(memory_format=torch.channels_last_3d), indices)
+        temporal_gather(x.clone().requires_grad_(), indices)
+        with use_backend("cpu"):
+            temporal_gather(x, indices)
+    assert torch.equal(y, x[:, :, indices])
+    assert len(recorder.calls) == 3
+    with pytest.raises(ValueError, match=r"indices must lie in \[0, 4\)"):
+        temporal_gather(x, [4])
 
 
 def test_identity_and_module_agree():
