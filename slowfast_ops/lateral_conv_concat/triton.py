@@ -41,36 +41,33 @@ def forward(
     output = native.allocate_output(slow, weight.shape[0])
     if output.numel() == 0:
         return output
-    weight, taps_inner = plan.depth_order(weight, fast)
-    facts = plan.facts(slow, fast, residual, output, weight=weight)
-    blocks = plan.conv_blocks(slow, weight)
-    tiles = slow.shape[0] * slow.shape[2] * triton.cdiv(plan.positions(slow), blocks["BLOCK_P"])
+    weight = native.depth_major(weight)
+    layout = plan.layout(slow, fast, residual, output)
+    blocks = plan.conv_blocks(slow, weight) | plan.copy_block(slow)
+    tiles = triton.cdiv(plan.row_count(slow), blocks["BLOCK_P"])
     convolving = tiles * triton.cdiv(weight.shape[0], blocks["BLOCK_O"])
-    triton_forward.forward_kernel[(convolving + tiles * triton.cdiv(slow.shape[1], plan.BLOCK_C),)](
+    triton_forward.forward_kernel[(convolving + tiles * triton.cdiv(slow.shape[1], blocks["BLOCK_C"]),)](
         slow,
         fast,
         weight,
-        native.vector(scale, slow),
-        native.vector(shift, slow),
+        _vector(scale),
+        _vector(shift),
         residual,
         output,
         convolving,
-        *plan.sizes(slow, facts),
+        plan.extent(slow, layout),
         alpha,
-        *slow.stride(),
-        *fast.stride(),
-        *(slow if residual is None else residual).stride(),
-        *output.stride(),
-        **plan.weight_sizes(weight),
+        slow.stride(),
+        fast.stride(),
+        (slow if residual is None else residual).stride(),
+        output.stride(),
+        **plan.shape(weight),
         SLOW_CHANNELS=slow.shape[1],
-        CHANNELS=weight.shape[0],
-        TAPS_INNER=taps_inner,
         RELU=relu,
-        **facts,
+        LAYOUT=layout,
         WIDE=slow.dtype == torch.float64,
         PRECISION=plan.precision(),
         **blocks,
-        BLOCK_C=plan.BLOCK_C,
     )
     return output
 
@@ -86,21 +83,18 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = native.allocate_gradients(grad_output, fast, weight, needs)
     grad, kept = (native.lateral(x, weight.shape[0]) for x in (grad_output, output))
-    scale = native.vector(scale, grad_output)
-    _conv_backward(
-        grad, kept, scale, (None, None, None), fast, weight, alpha, grads, (needs[0], any(needs[1:]), *needs[2:])
-    )
+    wanted = (needs[0], any(needs[1:]), *needs[2:])
+    _conv_backward(grad, kept, _vector(scale), (None, None, None), fast, weight, alpha, grads, wanted)
     return grads
 
 
 def statistics(fast: Tensor, weight: Tensor, alpha: int) -> tuple[Tensor, Tensor, Tensor]:
     conv = native.allocate_conv(fast, weight, alpha)
     mean, var = native.allocate_statistics(weight.shape[0], fast)
-    frames = conv.shape[0] * conv.shape[2]
-    weight, taps_inner = plan.depth_order(weight, fast)
-    facts = plan.facts(fast, conv, weight=weight)
-    blocks = plan.conv_blocks(fast, weight)
-    tiles = frames * triton.cdiv(plan.positions(fast), blocks["BLOCK_P"])
+    weight = native.depth_major(weight)
+    layout, rows = plan.layout(fast, conv), plan.row_count(conv)
+    blocks = plan.conv_blocks(conv, weight)
+    tiles = triton.cdiv(rows, blocks["BLOCK_P"])
     partials = allocate((2, conv.shape[1], tiles), like=fast, dtype=torch.float64)
     if tiles:
         triton_forward.statistics_forward_kernel[(tiles * triton.cdiv(weight.shape[0], blocks["BLOCK_O"]),)](
@@ -109,20 +103,18 @@ def statistics(fast: Tensor, weight: Tensor, alpha: int) -> tuple[Tensor, Tensor
             conv,
             partials,
             tiles,
-            *plan.sizes(conv, facts),
+            plan.extent(conv, layout),
             alpha,
-            *fast.stride(),
-            *conv.stride(),
-            **plan.weight_sizes(weight),
-            CHANNELS=weight.shape[0],
-            TAPS_INNER=taps_inner,
-            **facts,
+            fast.stride(),
+            conv.stride(),
+            **plan.shape(weight),
+            LAYOUT=layout,
             WIDE=fast.dtype == torch.float64,
             PRECISION=plan.precision(),
             **blocks,
         )
     triton_forward.join_statistics_kernel[(conv.shape[1],)](
-        partials, mean, var, tiles, plan.positions(fast), frames, BLOCK_P=blocks["BLOCK_P"], BLOCK=plan.PARTIALS_BLOCK
+        partials, mean, var, tiles, rows, BLOCK_P=blocks["BLOCK_P"], BLOCK=plan.PARTIALS_BLOCK
     )
     return conv, mean, var
 
@@ -140,7 +132,8 @@ def statistics_backward(
 ) -> tuple[Tensor, Tensor]:
     grads = native.allocate_gradient(fast, needs[0]), native.allocate_gradient(weight, needs[1])
     vectors = tuple(x.double().contiguous() for x in (mean, grad_mean, grad_var))
-    _conv_backward(grad_conv, conv, None, vectors, fast, weight, alpha, (*grads, None, None), (*needs, False, False))
+    wanted = (*needs, False, False)
+    _conv_backward(grad_conv, conv, None, vectors, fast, weight, alpha, (*grads, None, None), wanted)
     return grads
 
 
@@ -157,41 +150,38 @@ def _conv_backward(
 ) -> None:
     """Both forms: `vectors` are mean, grad_mean and grad_var in the training form, where `kept` is conv."""
     grad_fast, grad_weight, grad_scale, grad_shift = (x if w else None for x, w in zip(grads, wanted, strict=True))
-    weight, _ = plan.depth_order(weight, None)
-    channels = weight.shape[0]
+    weight = native.depth_major(weight)
+    channels, rows = weight.shape[0], plan.row_count(grad)
     constants = {
         "KEPT": 0 if kept is None else 1 if vectors[0] is None else 2,
         "WIDE": grad.dtype == torch.float64,
         "PRECISION": plan.precision(),
-        **plan.weight_sizes(weight),
+        **plan.shape(weight),
     }
-    count = grad.numel() // channels
-    strides = (*grad.stride(), *(grad if kept is None else kept).stride())
+    strides = (grad.stride(), (grad if kept is None else kept).stride())
     if grad_fast is not None and grad_fast.numel():
-        facts, blocks = plan.facts(grad, kept, grad_fast, weight=weight), plan.fast_blocks(grad, weight)
-        tiles = grad_fast.shape[0] * grad_fast.shape[2] * triton.cdiv(plan.positions(grad), blocks["BLOCK_P"])
-        triton_backward.fast_backward_kernel[(tiles * triton.cdiv(weight.shape[1], blocks["BLOCK_F"]),)](
+        layout, blocks = plan.layout(grad, kept, grad_fast), plan.fast_blocks(grad, weight, alpha)
+        column_blocks = triton.cdiv(alpha * weight.shape[1], blocks["BLOCK_F"])
+        triton_backward.fast_backward_kernel[(triton.cdiv(rows, blocks["BLOCK_P"]) * column_blocks,)](
             grad,
             kept,
             scale,
             *vectors,
             weight,
             grad_fast,
-            count,
-            *plan.sizes(grad, facts),
-            alpha,
+            rows,
+            plan.extent(grad, layout),
             *strides,
-            *grad_fast.stride(),
+            grad_fast.stride(),
             **constants,
-            CHANNELS=channels,
-            SCALED=scale is not None,
-            **facts,
+            ALPHA=alpha,
+            LAYOUT=layout,
             **blocks,
         )
     if grad_weight is not None:
-        facts, blocks = plan.facts(grad, kept, fast), plan.weight_blocks(grad, weight)
+        layout, blocks = plan.layout(grad, kept, fast), plan.weight_blocks(grad, weight)
         depth = weight.shape[1] * weight.shape[2]
-        tiles = grad.shape[0] * grad.shape[2] * triton.cdiv(plan.positions(grad), blocks["BLOCK_P"])
+        tiles = triton.cdiv(rows, blocks["BLOCK_P"])
         groups = triton.cdiv(channels, blocks["BLOCK_O"]) * triton.cdiv(depth, blocks["BLOCK_D"])
         parts, tiles_per_part = plan.split(tiles, groups)
         dtype = native.accumulator_dtype(grad.dtype)
@@ -205,14 +195,13 @@ def _conv_backward(
                 partials,
                 tiles,
                 tiles_per_part,
-                count,
-                *plan.sizes(grad, facts),
+                rows,
+                plan.extent(grad, layout),
                 alpha,
                 *strides,
-                *fast.stride(),
+                fast.stride(),
                 **constants,
-                CHANNELS=channels,
-                **facts,
+                LAYOUT=layout,
                 **blocks,
             )
         triton_backward.join_weight_backward_kernel[(channels,)](
@@ -223,8 +212,9 @@ def _conv_backward(
             grad_scale,
             grad_shift,
             parts,
-            *grad_weight.stride()[:3],
-            **plan.weight_sizes(weight),
+            grad_weight.stride(),
+            FAST_CHANNELS=weight.shape[1],
+            TAPS=weight.shape[2],
             WIDE=constants["WIDE"],
             **plan.JOIN_BLOCKS,
         )
@@ -245,29 +235,30 @@ def norm_concat(
     output = native.allocate_output(slow, channels)
     if output.numel() == 0:
         return output
-    facts, blocks = plan.facts(slow, conv, residual, output), plan.norm_blocks(conv)
-    tiles = slow.shape[0] * slow.shape[2] * triton.cdiv(plan.positions(slow), blocks["BLOCK_P"])
-    normalising = tiles * triton.cdiv(channels, plan.BLOCK_C)
-    triton_norm.norm_forward_kernel[(normalising + tiles * triton.cdiv(slow.shape[1], plan.BLOCK_C),)](
+    layout = plan.layout(slow, conv, residual, output)
+    blocks = plan.norm_blocks(conv) | plan.copy_block(slow)
+    tiles = triton.cdiv(plan.row_count(slow), blocks["BLOCK_P"])
+    normalising = tiles * triton.cdiv(channels, blocks["BLOCK_O"])
+    triton_norm.norm_forward_kernel[(normalising + tiles * triton.cdiv(slow.shape[1], blocks["BLOCK_C"]),)](
         slow,
         conv,
         mean.double().contiguous(),
         var.double().contiguous(),
-        native.vector(gamma, conv),
-        native.vector(beta, conv),
+        _vector(gamma),
+        _vector(beta),
         residual,
         output,
         normalising,
-        *plan.sizes(slow, facts),
+        plan.extent(slow, layout),
         plan.bits(eps),
-        *slow.stride(),
-        *conv.stride(),
-        *(slow if residual is None else residual).stride(),
-        *output.stride(),
+        slow.stride(),
+        conv.stride(),
+        (slow if residual is None else residual).stride(),
+        output.stride(),
         SLOW_CHANNELS=slow.shape[1],
         CHANNELS=channels,
         RELU=relu,
-        **facts,
+        LAYOUT=layout,
         WIDE=conv.dtype == torch.float64,
         **blocks,
     )
@@ -288,10 +279,10 @@ def norm_concat_backward(
     grad, grad_conv = grad_output[:, -channels:], native.allocate_gradient(conv)
     grad_mean, grad_var = native.allocate_statistics(channels, conv)
     grad_gamma, grad_beta = (native.allocate_vector(channels, conv) for _ in range(2))
-    vectors = (mean.double().contiguous(), var.double().contiguous(), native.vector(gamma, conv))
-    facts, blocks = plan.facts(grad, conv, grad_conv), plan.norm_blocks(conv)
-    groups = triton.cdiv(channels, plan.BLOCK_C)
-    tiles = conv.shape[0] * conv.shape[2] * triton.cdiv(plan.positions(conv), blocks["BLOCK_P"])
+    vectors = (mean.double().contiguous(), var.double().contiguous(), _vector(gamma))
+    layout, blocks = plan.layout(grad, conv, grad_conv), plan.norm_blocks(conv)
+    groups = triton.cdiv(channels, blocks["BLOCK_O"])
+    tiles = triton.cdiv(plan.row_count(conv), blocks["BLOCK_P"])
     parts, tiles_per_part = plan.split(tiles, groups)
     partials = allocate((2, channels, parts), like=conv, dtype=torch.float64)
     wide = conv.dtype == torch.float64
@@ -300,20 +291,20 @@ def norm_concat_backward(
             grad,
             conv,
             *vectors,
-            native.vector(beta, conv),
+            _vector(beta),
             grad_conv,
             partials,
             parts,
             tiles,
             tiles_per_part,
-            *plan.sizes(conv, facts),
+            plan.extent(conv, layout),
             plan.bits(eps),
-            *grad.stride(),
-            *conv.stride(),
-            *grad_conv.stride(),
+            grad.stride(),
+            conv.stride(),
+            grad_conv.stride(),
             CHANNELS=channels,
             RELU=relu,
-            **facts,
+            LAYOUT=layout,
             WIDE=wide,
             **blocks,
         )
@@ -322,3 +313,8 @@ def norm_concat_backward(
         partials, *vectors, *grads, parts, plan.bits(eps), WIDE=wide, BLOCK=plan.PARTIALS_BLOCK
     )
     return grad_conv, *grads
+
+
+def _vector(values: Tensor | None) -> Tensor | None:
+    """Per-channel values in any dtype: the kernels convert them as they load them."""
+    return None if values is None else values.contiguous()

@@ -1,12 +1,13 @@
 """The backward kernels of the lateral convolution in Triton, for both forms of the op; triton.py launches them.
 
 The gradient of the convolution's output is computed, as its tiles are loaded, from what the forward kept; it is never
-stored. The gradient of fast is in gather form: a program owns a tile of a Fast frame and sums over the Slow frames that
-read it (at most one where alpha >= K). The gradient of weight is a sum over all positions: programs take parts of them,
-a split that depends on the shapes only, and a second kernel adds the parts in their order.
+stored. The gradient of fast is in gather form, alpha frames at a time: which Slow frames read the Fast frames alpha g
+to alpha g + alpha - 1, and through which taps, is the same for every g, so that all of them are one matrix product with
+the weight as it lies in memory. The gradient of weight is a sum over all rows: programs take parts of them, a split
+that depends on the shapes only, and a second kernel adds the parts in their order.
 
-The tiles and the compile-time facts are those of triton_forward.py. KEPT says what the forward kept: 0 nothing, 1 the
-output behind the ReLU, 2 the convolution's output (training form). SCALED: whether the gradient goes through `scale`.
+Tiles, `extent`, `strides` and LAYOUT are those of triton_forward.py. KEPT says what the forward kept: 0 nothing, 1 the
+output behind the ReLU, 2 the convolution's output (training form).
 """
 
 from __future__ import annotations
@@ -14,69 +15,63 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from slowfast_ops.lateral_conv_concat.triton_forward import (
-    pointers,
-    tile_of,
-)
+from slowfast_ops.lateral_conv_concat.triton_forward import channel_offsets, row_offsets, rows_of
+
+
+@triton.jit
+def coefficients(
+    mean_ptr,
+    grad_mean_ptr,
+    grad_var_ptr,
+    o,
+    count,
+    CHANNELS: tl.constexpr,
+    KEPT: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """By channel, what grad + add + multiply (conv - centre) needs to be the gradient of the training form's conv.
+
+    That is grad + (grad_mean + 2 (conv - mean) grad_var) / count, where what rounding takes from the mean goes into the
+    constant. `count` is the number of values per channel.
+    """
+    wide = tl.float64 if WIDE else tl.float32
+    if KEPT == 2:
+        inside = o < CHANNELS
+        inverse = 1.0 / tl.cast(count, tl.float64)
+        mean = tl.load(mean_ptr + o, mask=inside, other=0)
+        centre = mean.to(wide)
+        multiply = 2.0 * tl.load(grad_var_ptr + o, mask=inside, other=0) * inverse
+        add = tl.load(grad_mean_ptr + o, mask=inside, other=0) * inverse + multiply * (centre.to(tl.float64) - mean)
+    else:
+        centre = tl.zeros_like(o).to(wide)
+        multiply = centre
+        add = centre
+    return centre, multiply.to(wide), add.to(wide)
 
 
 @triton.jit
 def conv_gradient(
     grad_ptr,
     kept_ptr,
-    scale_ptr,
-    mean_ptr,
-    grad_mean_ptr,
-    grad_var_ptr,
-    n,
-    t,
-    p,
-    o,
-    count,
-    positions,
-    width,
-    grad_n,
-    grad_c,
-    grad_t,
-    grad_h,
-    grad_w,
-    kept_n,
-    kept_c,
-    kept_t,
-    kept_h,
-    kept_w,
-    CHANNELS: tl.constexpr,
+    grad_offsets,
+    kept_offsets,
+    mask,
+    centre,
+    multiply,
+    add,
     KEPT: tl.constexpr,
-    SCALED: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """The gradient of the convolution's output at positions p and channels o of frame (n, t); 0 outside.
-
-    `count` is the number of values per channel. Training form: grad + (grad_mean + 2 (conv - mean) grad_var) / count,
-    where what rounding takes from the mean goes into the constant.
-    """
+    """The unscaled gradient of the convolution's output at these offsets; 0 outside."""
     wide = tl.float64 if WIDE else tl.float32
-    inside = o < CHANNELS
-    mask = (p < positions)[:, None] & inside[None, :]
-    from_ptr = pointers(grad_ptr, n, o, t, p, width, grad_n, grad_c, grad_t, grad_h, grad_w, UNIT, ALIGN, EVEN)
-    value = tl.load(from_ptr, mask=mask, other=0).to(wide)
+    value = tl.load(grad_ptr + grad_offsets, mask=mask, other=0).to(wide)
     if KEPT > 0:
-        from_ptr = pointers(kept_ptr, n, o, t, p, width, kept_n, kept_c, kept_t, kept_h, kept_w, UNIT, ALIGN, EVEN)
-        kept = tl.load(from_ptr, mask=mask, other=0).to(wide)
+        kept = tl.load(kept_ptr + kept_offsets, mask=mask, other=0).to(wide)
     if KEPT == 1:
         value = tl.where(kept <= 0, 0.0, value)
     if KEPT == 2:
-        mean = tl.load(mean_ptr + o, mask=inside, other=0)
-        centre = mean.to(wide)
-        multiply = 2.0 * tl.load(grad_var_ptr + o, mask=inside, other=0) / count
-        add = tl.load(grad_mean_ptr + o, mask=inside, other=0) / count + multiply * (centre.to(tl.float64) - mean)
-        value += add.to(wide)[None, :] + multiply.to(wide)[None, :] * (kept - centre[None, :])
-        value = tl.where(mask, value, 0.0)  # float16 could make an infinity of it, which times 0 is a NaN
-    if SCALED:
-        value *= tl.load(scale_ptr + o, mask=inside, other=0)[None, :]
+        value += add[None, :] + multiply[None, :] * (kept - centre[None, :])
+        value = tl.where(mask, value, 0.0)
     return value
 
 
@@ -91,102 +86,77 @@ def fast_backward_kernel(
     weight_ptr,
     grad_fast_ptr,
     count,
-    position_groups,
-    slow_frames,
-    width,
-    alpha,
-    grad_n,
-    grad_c,
-    grad_t,
-    grad_h,
-    grad_w,
-    kept_n,
-    kept_c,
-    kept_t,
-    kept_h,
-    kept_w,
-    fast_n,
-    fast_c,
-    fast_t,
-    fast_h,
-    fast_w,
+    extent,
+    grad_strides,
+    kept_strides,
+    fast_strides,
     FAST_CHANNELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TAPS: tl.constexpr,
+    ALPHA: tl.constexpr,
     KEPT: tl.constexpr,
-    SCALED: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
-    """A tile of a Fast frame; 0 if no tap reaches it. The tiles that read the same Slow frame are adjacent."""
+    """Rows (n, g, p) by columns (j, f): channels f of the Fast frames alpha g + j; 0 where no tap reaches.
+
+    Slow frame g + r reads Fast frame alpha g + j through tap j - alpha r + TAPS // 2: for each r the weight's columns
+    are those of the tile, moved by a constant.
+    """
+    COLUMNS: tl.constexpr = ALPHA * FAST_CHANNELS
     DEPTH: tl.constexpr = FAST_CHANNELS * TAPS
-    groups: tl.constexpr = (FAST_CHANNELS + BLOCK_F - 1) // BLOCK_F
-    positions = position_groups * (ALIGN if UNIT == 2 else 1)
+    PAD: tl.constexpr = TAPS // 2
+    BEFORE: tl.constexpr = (PAD + ALPHA - 1) // ALPHA  # so many Slow frames before g can reach
+    groups: tl.constexpr = (COLUMNS + BLOCK_F - 1) // BLOCK_F
+    o_groups: tl.constexpr = (CHANNELS + BLOCK_O - 1) // BLOCK_O
     program = tl.program_id(0)
-    f = (program % groups).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)
-    n, slot, p = tile_of(program // groups // alpha, slow_frames, positions, BLOCK_P)
-    frame = slot * alpha + program // groups % alpha
-    weight_align: tl.constexpr = ALIGN * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
-    reach = frame + TAPS // 2  # Slow frame t reads it through tap reach - alpha t
-    first = tl.maximum(reach - TAPS + alpha, 0) // alpha
-    end = tl.minimum(reach // alpha + 1, slow_frames)
+    n, g, p, inside = rows_of(program // groups, extent, LAYOUT, BLOCK_P)
+    first_column = program % groups * BLOCK_F
+    column = first_column + tl.arange(0, BLOCK_F)
+    low = first_column // FAST_CHANNELS
+    high = tl.minimum((first_column + BLOCK_F - 1) // FAST_CHANNELS, ALPHA - 1)
+    first = (low - PAD + ALPHA * BEFORE + ALPHA - 1) // ALPHA - BEFORE  # of the r; rounded up
+    steps = ((high + PAD) // ALPHA + 1 - first) * o_groups
+    grad_rows = row_offsets(n, g, p, grad_strides, extent, LAYOUT)
+    kept_rows = row_offsets(n, g, p, kept_strides, extent, LAYOUT)
     total = tl.zeros([BLOCK_P, BLOCK_F], dtype=tl.float64 if WIDE else tl.float32)
-    for t in range(first, end):
-        tap = reach - alpha * t
-        for first_channel in range(0, CHANNELS, BLOCK_O):
-            o = (first_channel + tl.arange(0, BLOCK_O)).to(tl.int64)
-            x = conv_gradient(
-                grad_ptr,
-                kept_ptr,
-                scale_ptr,
-                mean_ptr,
-                grad_mean_ptr,
-                grad_var_ptr,
-                n,
-                t,
-                p,
-                o,
-                count,
-                positions,
-                width,
-                grad_n,
-                grad_c,
-                grad_t,
-                grad_h,
-                grad_w,
-                kept_n,
-                kept_c,
-                kept_t,
-                kept_h,
-                kept_w,
-                CHANNELS,
-                KEPT,
-                SCALED,
-                UNIT,
-                ALIGN,
-                EVEN,
-                WIDE,
-            )
-            mask = (o < CHANNELS)[:, None] & (f < FAST_CHANNELS)[None, :]
-            from_ptr = tl.multiple_of(weight_ptr + first_channel * DEPTH, weight_align)
-            w = tl.load(
-                from_ptr + (tl.arange(0, BLOCK_O)[:, None] * DEPTH + (tap * FAST_CHANNELS + f)[None, :]),
-                mask=mask,
-                other=0,
-            )
-            if WIDE:
-                total += x * w
-            else:
-                total = tl.dot(x.to(w.dtype), w, total, input_precision=PRECISION)
-    to_ptr = pointers(grad_fast_ptr, n, f, frame, p, width, fast_n, fast_c, fast_t, fast_h, fast_w, UNIT, ALIGN, EVEN)
-    mask = (p < positions)[:, None] & (f < FAST_CHANNELS)[None, :]
-    tl.store(to_ptr, total.to(grad_fast_ptr.dtype.element_ty), mask=mask)
+    for step in range(0, steps):
+        r = tl.cast(first + step // o_groups, tl.int64)
+        o = step % o_groups * BLOCK_O + tl.arange(0, BLOCK_O)
+        mask = (inside & (g + r >= 0) & (g + r < extent[1]))[:, None] & (o < CHANNELS)[None, :]
+        grad_columns = channel_offsets(o, grad_strides, LAYOUT) + tl.multiple_of(r * grad_strides[2], LAYOUT[1])
+        kept_columns = channel_offsets(o, kept_strides, LAYOUT) + tl.multiple_of(r * kept_strides[2], LAYOUT[1])
+        centre, multiply, add = coefficients(mean_ptr, grad_mean_ptr, grad_var_ptr, o, count, CHANNELS, KEPT, WIDE)
+        x = conv_gradient(
+            grad_ptr,
+            kept_ptr,
+            grad_rows[:, None] + grad_columns[None, :],
+            kept_rows[:, None] + kept_columns[None, :],
+            mask,
+            centre,
+            multiply,
+            add,
+            KEPT,
+            WIDE,
+        )
+        if scale_ptr is not None:
+            x *= tl.load(scale_ptr + o, mask=o < CHANNELS, other=0).to(x.dtype)[None, :]
+        d = column + (PAD - ALPHA * r.to(tl.int32)) * FAST_CHANNELS
+        known = (o < CHANNELS)[:, None] & ((d >= 0) & (d < DEPTH) & (column < COLUMNS))[None, :]
+        w = tl.load(weight_ptr + (o[:, None] * DEPTH + d[None, :]), mask=known, other=0)
+        if WIDE:
+            total += x * w
+        else:
+            total = tl.dot(x.to(w.dtype), w, total, input_precision=PRECISION)
+    rows = row_offsets(n, g * ALPHA, p, fast_strides, extent, LAYOUT)
+    columns = channel_offsets(column % FAST_CHANNELS, fast_strides, LAYOUT)
+    columns += tl.multiple_of((column // FAST_CHANNELS).to(tl.int64) * fast_strides[2], LAYOUT[1])
+    to_ptr = grad_fast_ptr + (rows[:, None] + columns[None, :])
+    tl.store(to_ptr, total.to(grad_fast_ptr.dtype.element_ty), mask=inside[:, None] & (column < COLUMNS)[None, :])
 
 
 @triton.jit
@@ -201,32 +171,16 @@ def weight_backward_kernel(
     tiles,
     tiles_per_part,
     count,
-    position_groups,
-    slow_frames,
-    width,
+    extent,
     alpha,
-    grad_n,
-    grad_c,
-    grad_t,
-    grad_h,
-    grad_w,
-    kept_n,
-    kept_c,
-    kept_t,
-    kept_h,
-    kept_w,
-    fast_n,
-    fast_c,
-    fast_t,
-    fast_h,
-    fast_w,
+    grad_strides,
+    kept_strides,
+    fast_strides,
     FAST_CHANNELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TAPS: tl.constexpr,
     KEPT: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -236,62 +190,47 @@ def weight_backward_kernel(
     """partials [part, channels, depth + 1]: a part's unscaled gradient of weight, [tap, channel], and of shift."""
     DEPTH: tl.constexpr = FAST_CHANNELS * TAPS
     groups: tl.constexpr = (DEPTH + BLOCK_D - 1) // BLOCK_D
-    positions = position_groups * (ALIGN if UNIT == 2 else 1)
+    o_groups: tl.constexpr = (CHANNELS + BLOCK_O - 1) // BLOCK_O
     program = tl.program_id(0)
     d = program % groups * BLOCK_D + tl.arange(0, BLOCK_D)
-    k = d // FAST_CHANNELS
-    c = (d % FAST_CHANNELS).to(tl.int64)
-    o_groups = tl.cdiv(CHANNELS, BLOCK_O)
-    o = (program // groups % o_groups).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
+    k = (d // FAST_CHANNELS - TAPS // 2).to(tl.int64)
+    columns = channel_offsets(d % FAST_CHANNELS, fast_strides, LAYOUT) + tl.multiple_of(k * fast_strides[2], LAYOUT[1])
+    o = program // groups % o_groups * BLOCK_O + tl.arange(0, BLOCK_O)
+    grad_columns = channel_offsets(o, grad_strides, LAYOUT)
+    kept_columns = channel_offsets(o, kept_strides, LAYOUT)
+    centre, multiply, add = coefficients(mean_ptr, grad_mean_ptr, grad_var_ptr, o, count, CHANNELS, KEPT, WIDE)
     part = program // groups // o_groups
-    total = tl.zeros([BLOCK_O, BLOCK_D], dtype=tl.float64 if WIDE else tl.float32)
-    sums = tl.zeros([BLOCK_O], dtype=total.dtype)
+    total = tl.zeros([BLOCK_D, BLOCK_O], dtype=tl.float64 if WIDE else tl.float32)
+    sums = tl.zeros([BLOCK_P, BLOCK_O], dtype=total.dtype)
     for tile in range(part * tiles_per_part, tl.minimum((part + 1) * tiles_per_part, tiles)):
-        n, t, p = tile_of(tile, slow_frames, positions, BLOCK_P)
-        frame = t * alpha + k - TAPS // 2
-        reached = (frame >= 0) & (frame < slow_frames * alpha) & (d < DEPTH)
+        n, t, p, inside = rows_of(tile, extent, LAYOUT, BLOCK_P)
         g = conv_gradient(
             grad_ptr,
             kept_ptr,
-            None,
-            mean_ptr,
-            grad_mean_ptr,
-            grad_var_ptr,
-            n,
-            t,
-            p,
-            o,
-            count,
-            positions,
-            width,
-            grad_n,
-            grad_c,
-            grad_t,
-            grad_h,
-            grad_w,
-            kept_n,
-            kept_c,
-            kept_t,
-            kept_h,
-            kept_w,
-            CHANNELS,
+            row_offsets(n, t, p, grad_strides, extent, LAYOUT)[:, None] + grad_columns[None, :],
+            row_offsets(n, t, p, kept_strides, extent, LAYOUT)[:, None] + kept_columns[None, :],
+            inside[:, None] & (o < CHANNELS)[None, :],
+            centre,
+            multiply,
+            add,
             KEPT,
-            False,
-            UNIT,
-            ALIGN,
-            EVEN,
             WIDE,
         )
-        sums += tl.sum(g, 0)
-        from_ptr = pointers(fast_ptr, n, c, frame, p, width, fast_n, fast_c, fast_t, fast_h, fast_w, UNIT, ALIGN, EVEN)
-        x = tl.load(from_ptr, mask=(p < positions)[:, None] & reached[None, :], other=0)
+        if KEPT < 2:  # the training form has no shift
+            sums += g
+        frame = (t * alpha)[:, None] + k[None, :]
+        reached = inside[:, None] & (frame >= 0) & (frame < extent[1] * alpha) & (d < DEPTH)[None, :]
+        rows = row_offsets(n, t * alpha, p, fast_strides, extent, LAYOUT)
+        x = tl.load(fast_ptr + (rows[:, None] + columns[None, :]), mask=reached, other=0)
         if WIDE:
-            total += tl.trans(g) * x
+            total += tl.trans(x) * g
         else:
-            total = tl.dot(tl.trans(g.to(x.dtype)), x, total, input_precision=PRECISION)
-    rows = partials_ptr + (part.to(tl.int64) * CHANNELS + o) * (DEPTH + 1)
-    tl.store(rows[:, None] + d[None, :], total, mask=(o < CHANNELS)[:, None] & (d < DEPTH)[None, :])
-    tl.store(rows + DEPTH, sums, mask=(o < CHANNELS) & (program % groups == 0))
+            total = tl.dot(tl.trans(x), g.to(x.dtype), total, input_precision=PRECISION)
+    rows = (part.to(tl.int64) * CHANNELS + o) * (DEPTH + 1)
+    mask = (d < DEPTH)[:, None] & (o < CHANNELS)[None, :]
+    tl.store(partials_ptr + (rows[None, :] + d[:, None]), total, mask=mask)
+    if KEPT < 2:
+        tl.store(partials_ptr + rows + DEPTH, tl.sum(sums, 0), mask=(o < CHANNELS) & (program % groups == 0))
 
 
 @triton.jit
@@ -303,9 +242,7 @@ def join_weight_backward_kernel(
     grad_scale_ptr,
     grad_shift_ptr,
     parts,
-    grad_weight_o,
-    grad_weight_c,
-    grad_weight_k,
+    grad_weight_strides,
     FAST_CHANNELS: tl.constexpr,
     TAPS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -321,19 +258,21 @@ def join_weight_backward_kernel(
     products = tl.zeros([BLOCK], dtype=wide)
     for first in range(0, DEPTH + 1, BLOCK):
         d = first + tl.arange(0, BLOCK)
-        total = tl.zeros([BLOCK], dtype=wide)
+        sums = tl.zeros([BLOCK_PARTS, BLOCK], dtype=wide)
         for first_part in range(0, parts, BLOCK_PARTS):
             part = first_part + tl.arange(0, BLOCK_PARTS).to(tl.int64)
             place = partials_ptr + (part[:, None] * part_size + (o * (DEPTH + 1) + d)[None, :])
-            total += tl.sum(tl.load(place, mask=(part < parts)[:, None] & (d <= DEPTH)[None, :], other=0), 0)
+            sums += tl.load(place, mask=(part < parts)[:, None] & (d <= DEPTH)[None, :], other=0)
+        total = tl.sum(sums, 0)
         if grad_scale_ptr is not None:
             weight = tl.load(weight_ptr + o * DEPTH + d, mask=d < DEPTH, other=0).to(wide)
             products += tl.where(d < DEPTH, total * weight, 0.0)
         if grad_shift_ptr is not None:
             tl.store(grad_shift_ptr + o + d * 0, total, mask=d == DEPTH)
         if scale_ptr is not None:
-            total *= tl.load(scale_ptr + o)
-        place = o * grad_weight_o + d % FAST_CHANNELS * grad_weight_c + d // FAST_CHANNELS * grad_weight_k
+            total *= tl.load(scale_ptr + o).to(wide)
+        place = o * grad_weight_strides[0] + d % FAST_CHANNELS * grad_weight_strides[1]
+        place += d // FAST_CHANNELS * grad_weight_strides[2]
         tl.store(grad_weight_ptr + place, total.to(grad_weight_ptr.dtype.element_ty), mask=d < DEPTH)
     if grad_scale_ptr is not None:
         tl.store(grad_scale_ptr + o, tl.sum(products, 0))

@@ -1,18 +1,20 @@
 """The forward kernels of lateral_conv_concat in Triton; triton.py launches them.
 
-Every kernel works on tiles [BLOCK_P positions, channels] of one Slow frame, a position being a pixel (h, w). All three
-are bound by memory (at most 60 operations a byte in the paper's networks, an H100 has 300), so what counts is that
-every element moves once and in wide accesses. The convolution is a matrix product per tile, positions by depth times
-depth by output channels, where the depth is all pairs of a tap and a Fast channel: eight channels alone would leave a
-tensor core idle. Programs that copy the Slow channels follow those that convolve in the same launch, so that the last
-ones to run are short.
+The rows of every tile are positions: pixels (h, w) of all Slow frames of all clips, counted through, so that small
+frames share a tile. Its columns are channels. All three kernels are bound by memory (at most 60 operations a byte in
+the paper's networks, an H100 has 300), so what counts is that every element moves once and in wide accesses. The
+convolution is a matrix product per tile, positions by depth times depth by output channels, where the depth is all
+pairs of a tap and a Fast channel: eight channels alone would leave a tensor core idle. Programs that copy the Slow
+channels follow those that convolve in the same launch, so that the last ones to run are short.
 
-Compile-time facts about the tensors, which hold for all of a launch:
-    UNIT     the axis along which elements are adjacent: 1 channels, 2 positions, 0 neither
-    ALIGN    what divides every other stride and every address (and, if UNIT is 2, the number of positions), up to 16
-    EVEN     positions are evenly spaced, so that h and w need not be told apart
-    WIDE     float64, which tl.dot does not take everywhere: BLOCK_D is 1, and the products are outer ones
-The number of positions comes divided by ALIGN if UNIT is 2, so that the compiler sees that ALIGN divides it.
+What all kernels are told about the tensors of a launch:
+    extent   (groups of ALIGN positions of a frame if UNIT is 2, else its positions; Slow frames; clips; width)
+    strides  of a tensor, by n, c, t, h and w
+    LAYOUT   (UNIT, ALIGN, EVEN), known to the compiler:
+             UNIT   the axis along which elements are adjacent: 1 channels, 2 positions, 0 neither
+             ALIGN  what divides every other stride and every address (and the positions, if UNIT is 2), up to 16
+             EVEN   positions are evenly spaced, so that h and w need not be told apart
+    WIDE     float64, which tl.dot does not take everywhere: the depth of a step is 1, and the products are outer ones
 """
 
 from __future__ import annotations
@@ -22,45 +24,42 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_of(index, slow_frames, positions, BLOCK_P: tl.constexpr):
-    """(clip, Slow frame, positions) of a tile; the tiles of a frame are adjacent."""
-    per_frame = tl.cdiv(positions, BLOCK_P)
-    frame = (index // per_frame).to(tl.int64)
-    p = (index % per_frame).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    return frame // slow_frames, frame % slow_frames, p
+def rows_of(tile, extent, LAYOUT: tl.constexpr, BLOCK_P: tl.constexpr):
+    """(clip, Slow frame, position, whether there is such a row) for every row of a tile."""
+    groups, frames, clips, width = extent
+    positions = groups * (LAYOUT[1] if LAYOUT[0] == 2 else 1)
+    first = tl.cast(tile, tl.int64) * BLOCK_P
+    frame = first // positions
+    p = (first % positions).to(tl.int32) + tl.arange(0, BLOCK_P)
+    t = (frame % frames).to(tl.int32) + p // positions
+    n = frame // frames + t // frames
+    inside = n < clips
+    if LAYOUT[0] == 2:
+        inside = tl.max_constancy(inside, LAYOUT[1])
+    return n, (t % frames).to(tl.int64), (p % positions).to(tl.int64), inside
 
 
 @triton.jit
-def pointers(
-    ptr,
-    n,
-    c,
-    t,
-    p,
-    width,
-    stride_n,
-    stride_c,
-    stride_t,
-    stride_h,
-    stride_w,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """[positions p, channels c] of frame (n, t), or, where t is a vector, each channel of the frame at its side."""
-    if not EVEN:
-        place = p // width * stride_h + p % width * stride_w
-    elif UNIT == 2:
-        place = p
+def row_offsets(n, t, p, strides, extent, LAYOUT: tl.constexpr):
+    """Where the rows (n, t, p) of a tensor begin, in elements."""
+    if LAYOUT[2]:
+        place = p * strides[4]
     else:
-        place = tl.multiple_of(p * stride_w, ALIGN)
-    if UNIT == 1:
-        channel = c
+        place = p // extent[3] * strides[3] + p % extent[3] * strides[4]
+    offsets = tl.multiple_of(n * strides[0] + t * strides[2] + place, LAYOUT[1])
+    if LAYOUT[0] == 2:
+        offsets = tl.max_contiguous(offsets, LAYOUT[1])
+    return offsets
+
+
+@triton.jit
+def channel_offsets(c, strides, LAYOUT: tl.constexpr):
+    """Where channels c are in a row, in elements."""
+    if LAYOUT[0] == 1:
+        offsets = c.to(tl.int64)
     else:
-        channel = tl.multiple_of(c * stride_c, ALIGN)
-    channel += tl.multiple_of(t * stride_t, ALIGN)
-    base = tl.multiple_of(ptr + n * stride_n, ALIGN * (ptr.dtype.element_ty.primitive_bitwidth // 8))
-    return base + (place[:, None] + channel[None, :])
+        offsets = tl.multiple_of(c.to(tl.int64) * strides[1], LAYOUT[1])
+    return offsets
 
 
 @triton.jit
@@ -70,48 +69,44 @@ def convolve(
     n,
     t,
     p,
+    inside,
     o,
-    positions,
-    slow_frames,
-    width,
+    extent,
     alpha,
-    fast_n,
-    fast_c,
-    fast_t,
-    fast_h,
-    fast_w,
+    strides,
     FAST_CHANNELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TAPS: tl.constexpr,
-    TAPS_INNER: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The convolution's output at positions p and channels o; 0 outside. Frames that no tap reaches are not read.
+    """The convolution's output at rows (n, t, p) and channels o; 0 outside. Frames that no tap reaches are not read.
 
-    weight is [CHANNELS, depth] in memory, the depth being [tap, channel], or [channel, tap] if TAPS_INNER.
+    weight is [CHANNELS, TAPS, FAST_CHANNELS] in memory.
     """
     DEPTH: tl.constexpr = FAST_CHANNELS * TAPS
-    inside = p < positions
+    frames = extent[1] * alpha
+    rows = row_offsets(n, t * alpha, p, strides, extent, LAYOUT)
     total = tl.zeros([BLOCK_P, BLOCK_O], dtype=tl.float64 if WIDE else tl.float32)
     for first in range(0, DEPTH, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
-        k = d % TAPS if TAPS_INNER else d // FAST_CHANNELS
-        c = d // TAPS if TAPS_INNER else d % FAST_CHANNELS
-        frame = t * alpha + k - TAPS // 2
-        reached = (frame >= 0) & (frame < slow_frames * alpha) & (d < DEPTH)
-        c = c.to(tl.int64)
-        from_ptr = pointers(fast_ptr, n, c, frame, p, width, fast_n, fast_c, fast_t, fast_h, fast_w, UNIT, ALIGN, EVEN)
-        x = tl.load(from_ptr, mask=inside[:, None] & reached[None, :], other=0)
+        if FAST_CHANNELS % BLOCK_D == 0:  # the step is part of one tap
+            k = tl.cast(first // FAST_CHANNELS - TAPS // 2, tl.int64)
+            c = tl.multiple_of(first % FAST_CHANNELS, BLOCK_D) + tl.arange(0, BLOCK_D)
+            reached = (inside & (t * alpha + k >= 0) & (t * alpha + k < frames))[:, None]
+        else:
+            k = (d // FAST_CHANNELS - TAPS // 2).to(tl.int64)
+            c = d % FAST_CHANNELS
+            frame = (t * alpha)[:, None] + k[None, :]
+            reached = inside[:, None] & (frame >= 0) & (frame < frames) & (d < DEPTH)[None, :]
+        columns = channel_offsets(c, strides, LAYOUT) + tl.multiple_of(k * strides[2], LAYOUT[1])
+        x = tl.load(fast_ptr + (rows[:, None] + columns[None, :]), mask=reached, other=0)
         known = (d < DEPTH)[:, None] & (o < CHANNELS)[None, :]
-        from_ptr = tl.multiple_of(weight_ptr + first, ALIGN * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8))
-        w = tl.load(from_ptr + (o[None, :] * DEPTH + tl.arange(0, BLOCK_D)[:, None]), mask=known, other=0)
+        w = tl.load(weight_ptr + (o[None, :] * DEPTH + d[:, None]), mask=known, other=0)
         if WIDE:
             total += x * w
         else:
@@ -125,64 +120,32 @@ def copy_slow(
     slow_ptr,
     residual_ptr,
     output_ptr,
-    positions,
-    slow_frames,
-    width,
-    slow_n,
-    slow_c,
-    slow_t,
-    slow_h,
-    slow_w,
-    residual_n,
-    residual_c,
-    residual_t,
-    residual_h,
-    residual_w,
-    output_n,
-    output_c,
-    output_t,
-    output_h,
-    output_w,
+    extent,
+    slow_strides,
+    residual_strides,
+    output_strides,
     SLOW_CHANNELS: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """One tile of the Slow half of the output: slow, or relu(slow + residual)."""
     groups = tl.cdiv(SLOW_CHANNELS, BLOCK_C)
-    n, t, p = tile_of(index // groups, slow_frames, positions, BLOCK_P)
-    c = (index % groups).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = (p < positions)[:, None] & (c < SLOW_CHANNELS)[None, :]
-    from_ptr = pointers(slow_ptr, n, c, t, p, width, slow_n, slow_c, slow_t, slow_h, slow_w, UNIT, ALIGN, EVEN)
-    value = tl.load(from_ptr, mask=mask, other=0)
+    n, t, p, inside = rows_of(index // groups, extent, LAYOUT, BLOCK_P)
+    c = index % groups * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = inside[:, None] & (c < SLOW_CHANNELS)[None, :]
+    rows = row_offsets(n, t, p, slow_strides, extent, LAYOUT)
+    value = tl.load(slow_ptr + (rows[:, None] + channel_offsets(c, slow_strides, LAYOUT)[None, :]), mask=mask, other=0)
     if residual_ptr is not None:
         wide = tl.float64 if WIDE else tl.float32
-        from_ptr = pointers(
-            residual_ptr,
-            n,
-            c,
-            t,
-            p,
-            width,
-            residual_n,
-            residual_c,
-            residual_t,
-            residual_h,
-            residual_w,
-            UNIT,
-            ALIGN,
-            EVEN,
-        )
-        shortcut = tl.load(from_ptr, mask=mask, other=0)
+        rows = row_offsets(n, t, p, residual_strides, extent, LAYOUT)
+        columns = channel_offsets(c, residual_strides, LAYOUT)
+        shortcut = tl.load(residual_ptr + (rows[:, None] + columns[None, :]), mask=mask, other=0)
         value = (value.to(wide) + shortcut.to(wide)).to(output_ptr.dtype.element_ty)
         value = tl.where(value.to(wide) < 0, 0.0, value.to(wide)).to(output_ptr.dtype.element_ty)  # a NaN stays
-    to_ptr = pointers(
-        output_ptr, n, c, t, p, width, output_n, output_c, output_t, output_h, output_w, UNIT, ALIGN, EVEN
-    )
-    tl.store(to_ptr, value, mask=mask)
+    rows = row_offsets(n, t, p, output_strides, extent, LAYOUT)
+    tl.store(output_ptr + (rows[:, None] + channel_offsets(c, output_strides, LAYOUT)[None, :]), value, mask=mask)
 
 
 @triton.jit
@@ -195,39 +158,18 @@ def forward_kernel(
     residual_ptr,
     output_ptr,
     convolving,
-    position_groups,
-    slow_frames,
-    width,
+    extent,
     alpha,
-    slow_n,
-    slow_c,
-    slow_t,
-    slow_h,
-    slow_w,
-    fast_n,
-    fast_c,
-    fast_t,
-    fast_h,
-    fast_w,
-    residual_n,
-    residual_c,
-    residual_t,
-    residual_h,
-    residual_w,
-    output_n,
-    output_c,
-    output_t,
-    output_h,
-    output_w,
+    slow_strides,
+    fast_strides,
+    residual_strides,
+    output_strides,
     SLOW_CHANNELS: tl.constexpr,
     FAST_CHANNELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TAPS: tl.constexpr,
-    TAPS_INNER: tl.constexpr,
     RELU: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -237,34 +179,25 @@ def forward_kernel(
 ):
     """The inference form. The first `convolving` programs make the lateral channels, the others copy the Slow ones."""
     program = tl.program_id(0)
-    positions = position_groups * (ALIGN if UNIT == 2 else 1)
     if program < convolving:
         groups: tl.constexpr = (CHANNELS + BLOCK_O - 1) // BLOCK_O
-        n, t, p = tile_of(program // groups, slow_frames, positions, BLOCK_P)
-        o = (program % groups).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
+        n, t, p, inside = rows_of(program // groups, extent, LAYOUT, BLOCK_P)
+        o = program % groups * BLOCK_O + tl.arange(0, BLOCK_O)
         value = convolve(
             fast_ptr,
             weight_ptr,
             n,
             t,
             p,
+            inside,
             o,
-            positions,
-            slow_frames,
-            width,
+            extent,
             alpha,
-            fast_n,
-            fast_c,
-            fast_t,
-            fast_h,
-            fast_w,
+            fast_strides,
             FAST_CHANNELS,
             CHANNELS,
             TAPS,
-            TAPS_INNER,
-            UNIT,
-            ALIGN,
-            EVEN,
+            LAYOUT,
             WIDE,
             PRECISION,
             BLOCK_P,
@@ -272,57 +205,27 @@ def forward_kernel(
             BLOCK_D,
         )
         if scale_ptr is not None:
-            value *= tl.load(scale_ptr + o, mask=o < CHANNELS, other=0)[None, :]
+            value *= tl.load(scale_ptr + o, mask=o < CHANNELS, other=0).to(value.dtype)[None, :]
         if shift_ptr is not None:
-            value += tl.load(shift_ptr + o, mask=o < CHANNELS, other=0)[None, :]
+            value += tl.load(shift_ptr + o, mask=o < CHANNELS, other=0).to(value.dtype)[None, :]
         if RELU:
             value = tl.where(value < 0, 0.0, value)  # a NaN stays
-        to_ptr = pointers(
-            output_ptr,
-            n,
-            SLOW_CHANNELS + o,
-            t,
-            p,
-            width,
-            output_n,
-            output_c,
-            output_t,
-            output_h,
-            output_w,
-            UNIT,
-            ALIGN,
-            EVEN,
-        )
-        mask = (p < positions)[:, None] & (o < CHANNELS)[None, :]
-        tl.store(to_ptr, value.to(output_ptr.dtype.element_ty), mask=mask)
+        rows = row_offsets(n, t, p, output_strides, extent, LAYOUT)
+        columns = channel_offsets(SLOW_CHANNELS + o, output_strides, LAYOUT)
+        mask = inside[:, None] & (o < CHANNELS)[None, :]
+        tl.store(output_ptr + (rows[:, None] + columns[None, :]), value.to(output_ptr.dtype.element_ty), mask=mask)
     else:
         copy_slow(
             program - convolving,
             slow_ptr,
             residual_ptr,
             output_ptr,
-            positions,
-            slow_frames,
-            width,
-            slow_n,
-            slow_c,
-            slow_t,
-            slow_h,
-            slow_w,
-            residual_n,
-            residual_c,
-            residual_t,
-            residual_h,
-            residual_w,
-            output_n,
-            output_c,
-            output_t,
-            output_h,
-            output_w,
+            extent,
+            slow_strides,
+            residual_strides,
+            output_strides,
             SLOW_CHANNELS,
-            UNIT,
-            ALIGN,
-            EVEN,
+            LAYOUT,
             WIDE,
             BLOCK_P,
             BLOCK_C,
@@ -336,27 +239,14 @@ def statistics_forward_kernel(
     conv_ptr,
     partials_ptr,
     tiles,
-    position_groups,
-    slow_frames,
-    width,
+    extent,
     alpha,
-    fast_n,
-    fast_c,
-    fast_t,
-    fast_h,
-    fast_w,
-    conv_n,
-    conv_c,
-    conv_t,
-    conv_h,
-    conv_w,
+    fast_strides,
+    conv_strides,
     FAST_CHANNELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     TAPS: tl.constexpr,
-    TAPS_INNER: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -365,75 +255,67 @@ def statistics_forward_kernel(
 ):
     """The training form's convolution. partials [2, CHANNELS, tiles], float64: mean, squared deviations of a tile."""
     program = tl.program_id(0)
-    positions = position_groups * (ALIGN if UNIT == 2 else 1)
     groups: tl.constexpr = (CHANNELS + BLOCK_O - 1) // BLOCK_O
     tile = program // groups
-    n, t, p = tile_of(tile, slow_frames, positions, BLOCK_P)
-    o = (program % groups).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
+    n, t, p, inside = rows_of(tile, extent, LAYOUT, BLOCK_P)
+    o = program % groups * BLOCK_O + tl.arange(0, BLOCK_O)
     value = convolve(
         fast_ptr,
         weight_ptr,
         n,
         t,
         p,
+        inside,
         o,
-        positions,
-        slow_frames,
-        width,
+        extent,
         alpha,
-        fast_n,
-        fast_c,
-        fast_t,
-        fast_h,
-        fast_w,
+        fast_strides,
         FAST_CHANNELS,
         CHANNELS,
         TAPS,
-        TAPS_INNER,
-        UNIT,
-        ALIGN,
-        EVEN,
+        LAYOUT,
         WIDE,
         PRECISION,
         BLOCK_P,
         BLOCK_O,
         BLOCK_D,
     )
-    mask = (p < positions)[:, None] & (o < CHANNELS)[None, :]
-    to_ptr = pointers(conv_ptr, n, o, t, p, width, conv_n, conv_c, conv_t, conv_h, conv_w, UNIT, ALIGN, EVEN)
+    mask = inside[:, None] & (o < CHANNELS)[None, :]
+    rows = row_offsets(n, t, p, conv_strides, extent, LAYOUT)
+    to_ptr = conv_ptr + (rows[:, None] + channel_offsets(o, conv_strides, LAYOUT)[None, :])
     tl.store(to_ptr, value.to(conv_ptr.dtype.element_ty), mask=mask)
     # About a first mean that is nearly right, so that nothing cancels and the mean is exact to a part of the deviation.
-    count = tl.sum((p < positions).to(tl.int32), 0)
+    count = tl.sum(inside.to(tl.int32), 0)
     centre = tl.sum(value, 0) / count.to(value.dtype)
     difference = tl.where(mask, value - centre[None, :], 0.0)
     total = tl.sum(difference, 0).to(tl.float64)
     squares = tl.sum(difference * difference, 0).to(tl.float64)
     correction = total / count.to(tl.float64)
     deviation = tl.maximum(squares - total * correction, 0.0)  # a NaN is in the mean already
-    tl.store(partials_ptr + o * tiles + tile, centre.to(tl.float64) + correction, mask=o < CHANNELS)
-    tl.store(partials_ptr + (o + CHANNELS) * tiles + tile, deviation, mask=o < CHANNELS)
+    place = partials_ptr + (o.to(tl.int64) * tiles + tile)
+    tl.store(place, centre.to(tl.float64) + correction, mask=o < CHANNELS)
+    tl.store(place + tl.cast(tiles, tl.int64) * CHANNELS, deviation, mask=o < CHANNELS)
 
 
 @triton.jit
 def join_statistics_kernel(
-    partials_ptr, mean_ptr, var_ptr, tiles, positions, frames, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
+    partials_ptr, mean_ptr, var_ptr, tiles, rows, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One channel's mean and biased variance out of those of the tiles of its `frames` frames; 0 if there are none."""
+    """One channel's mean and biased variance out of those of the tiles of all rows; 0 if there are none."""
     channel = tl.program_id(0).to(tl.int64)
-    per_frame = tl.cdiv(positions, BLOCK_P)
-    count = tl.maximum(frames.to(tl.float64) * positions, 1.0)
+    count = tl.maximum(tl.cast(rows, tl.float64), 1.0)
     means_ptr = partials_ptr + channel * tiles
     deviations_ptr = means_ptr + tl.num_programs(0).to(tl.int64) * tiles
     sums = tl.zeros([BLOCK], dtype=tl.float64)
     for first in range(0, tiles, BLOCK):
         tile = first + tl.arange(0, BLOCK)
-        share = tl.minimum(positions - tile % per_frame * BLOCK_P, BLOCK_P).to(tl.float64)
-        sums += share * tl.load(means_ptr + tile, mask=tile < tiles, other=0)
+        share = tl.minimum(rows - tile.to(tl.int64) * BLOCK_P, BLOCK_P).to(tl.float64)
+        sums += tl.where(tile < tiles, share, 0.0) * tl.load(means_ptr + tile, mask=tile < tiles, other=0)
     mean = tl.sum(sums, 0) / count
     sums = tl.zeros([BLOCK], dtype=tl.float64)
     for first in range(0, tiles, BLOCK):
         tile = first + tl.arange(0, BLOCK)
-        share = tl.minimum(positions - tile % per_frame * BLOCK_P, BLOCK_P).to(tl.float64)
+        share = tl.minimum(rows - tile.to(tl.int64) * BLOCK_P, BLOCK_P).to(tl.float64)
         difference = tl.load(means_ptr + tile, mask=tile < tiles, other=mean) - mean
         sums += tl.load(deviations_ptr + tile, mask=tile < tiles, other=0) + share * difference * difference
     tl.store(mean_ptr + channel, mean)

@@ -1,6 +1,6 @@
 """The second step of the training form in Triton, forward and backward; triton.py launches them.
 
-Both are one pass over the data, bound by memory. The tiles and the compile-time facts are those of triton_forward.py.
+Both are one pass over the data, bound by memory. Tiles, `extent`, `strides` and LAYOUT are those of triton_forward.py.
 """
 
 from __future__ import annotations
@@ -8,11 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from slowfast_ops.lateral_conv_concat.triton_forward import (
-    copy_slow,
-    pointers,
-    tile_of,
-)
+from slowfast_ops.lateral_conv_concat.triton_forward import channel_offsets, copy_slow, row_offsets, rows_of
 
 
 @triton.jit
@@ -24,7 +20,7 @@ def normalisation(mean_ptr, var_ptr, gamma_ptr, beta_ptr, c, channels, eps_bits,
     inverse = (1.0 / tl.sqrt(tl.load(var_ptr + c, mask=inside, other=1) + eps)).to(wide)
     scale = inverse
     if gamma_ptr is not None:
-        scale = inverse * tl.load(gamma_ptr + c, mask=inside, other=0)
+        scale = inverse * tl.load(gamma_ptr + c, mask=inside, other=0).to(wide)
     shift = -tl.load(mean_ptr + c, mask=inside, other=0) * scale.to(tl.float64)
     if beta_ptr is not None:
         shift += tl.load(beta_ptr + c, mask=inside, other=0).to(tl.float64)
@@ -42,99 +38,50 @@ def norm_forward_kernel(
     residual_ptr,
     output_ptr,
     normalising,
-    position_groups,
-    slow_frames,
-    width,
+    extent,
     eps_bits,
-    slow_n,
-    slow_c,
-    slow_t,
-    slow_h,
-    slow_w,
-    conv_n,
-    conv_c,
-    conv_t,
-    conv_h,
-    conv_w,
-    residual_n,
-    residual_c,
-    residual_t,
-    residual_h,
-    residual_w,
-    output_n,
-    output_c,
-    output_t,
-    output_h,
-    output_w,
+    slow_strides,
+    conv_strides,
+    residual_strides,
+    output_strides,
     SLOW_CHANNELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     RELU: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """The first `normalising` programs make the lateral channels, the others copy the Slow ones."""
     program = tl.program_id(0)
-    positions = position_groups * (ALIGN if UNIT == 2 else 1)
     if program < normalising:
-        groups = tl.cdiv(CHANNELS, BLOCK_C)
-        n, t, p = tile_of(program // groups, slow_frames, positions, BLOCK_P)
-        c = (program % groups).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-        mask = (p < positions)[:, None] & (c < CHANNELS)[None, :]
-        _, scale, shift = normalisation(mean_ptr, var_ptr, gamma_ptr, beta_ptr, c, CHANNELS, eps_bits, WIDE)
-        from_ptr = pointers(conv_ptr, n, c, t, p, width, conv_n, conv_c, conv_t, conv_h, conv_w, UNIT, ALIGN, EVEN)
-        x = tl.load(from_ptr, mask=mask, other=0).to(scale.dtype)
+        groups = tl.cdiv(CHANNELS, BLOCK_O)
+        n, t, p, inside = rows_of(program // groups, extent, LAYOUT, BLOCK_P)
+        o = program % groups * BLOCK_O + tl.arange(0, BLOCK_O)
+        mask = inside[:, None] & (o < CHANNELS)[None, :]
+        _, scale, shift = normalisation(mean_ptr, var_ptr, gamma_ptr, beta_ptr, o, CHANNELS, eps_bits, WIDE)
+        rows = row_offsets(n, t, p, conv_strides, extent, LAYOUT)
+        columns = channel_offsets(o, conv_strides, LAYOUT)
+        x = tl.load(conv_ptr + (rows[:, None] + columns[None, :]), mask=mask, other=0).to(scale.dtype)
         value = x * scale[None, :] + shift[None, :]
         if RELU:
             value = tl.where(value < 0, 0.0, value)  # a NaN stays
-        to_ptr = pointers(
-            output_ptr,
-            n,
-            SLOW_CHANNELS + c,
-            t,
-            p,
-            width,
-            output_n,
-            output_c,
-            output_t,
-            output_h,
-            output_w,
-            UNIT,
-            ALIGN,
-            EVEN,
-        )
-        tl.store(to_ptr, value.to(output_ptr.dtype.element_ty), mask=mask)
+        rows = row_offsets(n, t, p, output_strides, extent, LAYOUT)
+        columns = channel_offsets(SLOW_CHANNELS + o, output_strides, LAYOUT)
+        tl.store(output_ptr + (rows[:, None] + columns[None, :]), value.to(output_ptr.dtype.element_ty), mask=mask)
     else:
         copy_slow(
             program - normalising,
             slow_ptr,
             residual_ptr,
             output_ptr,
-            positions,
-            slow_frames,
-            width,
-            slow_n,
-            slow_c,
-            slow_t,
-            slow_h,
-            slow_w,
-            residual_n,
-            residual_c,
-            residual_t,
-            residual_h,
-            residual_w,
-            output_n,
-            output_c,
-            output_t,
-            output_h,
-            output_w,
+            extent,
+            slow_strides,
+            residual_strides,
+            output_strides,
             SLOW_CHANNELS,
-            UNIT,
-            ALIGN,
-            EVEN,
+            LAYOUT,
             WIDE,
             BLOCK_P,
             BLOCK_C,
@@ -154,77 +101,50 @@ def norm_backward_kernel(
     parts,
     tiles,
     tiles_per_part,
-    position_groups,
-    slow_frames,
-    width,
+    extent,
     eps_bits,
-    grad_n,
-    grad_c,
-    grad_t,
-    grad_h,
-    grad_w,
-    conv_n,
-    conv_c,
-    conv_t,
-    conv_h,
-    conv_w,
-    grad_conv_n,
-    grad_conv_c,
-    grad_conv_t,
-    grad_conv_h,
-    grad_conv_w,
+    grad_strides,
+    conv_strides,
+    grad_conv_strides,
     CHANNELS: tl.constexpr,
     RELU: tl.constexpr,
-    UNIT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    EVEN: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_O: tl.constexpr,
 ):
     """The gradient of conv with mean and var held fixed, and the sums that all other gradients are made of.
 
     A program takes a part of the tiles, one after the other. partials [2, channels, parts], float64: of the gradient g
     behind the ReLU, and of g * (conv - mean as the accumulator's type has it).
     """
-    positions = position_groups * (ALIGN if UNIT == 2 else 1)
-    groups = tl.cdiv(CHANNELS, BLOCK_C)
+    groups = tl.cdiv(CHANNELS, BLOCK_O)
     part = tl.program_id(0) // groups
-    c = (tl.program_id(0) % groups).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    _, scale, shift = normalisation(mean_ptr, var_ptr, gamma_ptr, beta_ptr, c, CHANNELS, eps_bits, WIDE)
-    centre = tl.load(mean_ptr + c, mask=c < CHANNELS, other=0).to(scale.dtype)
-    sums = tl.zeros([BLOCK_C], dtype=tl.float64)
-    products = tl.zeros([BLOCK_C], dtype=tl.float64)
+    o = tl.program_id(0) % groups * BLOCK_O + tl.arange(0, BLOCK_O)
+    _, scale, shift = normalisation(mean_ptr, var_ptr, gamma_ptr, beta_ptr, o, CHANNELS, eps_bits, WIDE)
+    centre = tl.load(mean_ptr + o, mask=o < CHANNELS, other=0).to(scale.dtype)
+    grad_columns = channel_offsets(o, grad_strides, LAYOUT)
+    conv_columns = channel_offsets(o, conv_strides, LAYOUT)
+    grad_conv_columns = channel_offsets(o, grad_conv_strides, LAYOUT)
+    sums = tl.zeros([BLOCK_P, BLOCK_O], dtype=scale.dtype)  # each of so few values that no double is needed yet
+    products = tl.zeros([BLOCK_P, BLOCK_O], dtype=scale.dtype)
     for tile in range(part * tiles_per_part, tl.minimum((part + 1) * tiles_per_part, tiles)):
-        n, t, p = tile_of(tile, slow_frames, positions, BLOCK_P)
-        mask = (p < positions)[:, None] & (c < CHANNELS)[None, :]
-        from_ptr = pointers(grad_ptr, n, c, t, p, width, grad_n, grad_c, grad_t, grad_h, grad_w, UNIT, ALIGN, EVEN)
-        g = tl.load(from_ptr, mask=mask, other=0).to(scale.dtype)
-        from_ptr = pointers(conv_ptr, n, c, t, p, width, conv_n, conv_c, conv_t, conv_h, conv_w, UNIT, ALIGN, EVEN)
-        x = tl.load(from_ptr, mask=mask, other=0).to(scale.dtype)
+        n, t, p, inside = rows_of(tile, extent, LAYOUT, BLOCK_P)
+        mask = inside[:, None] & (o < CHANNELS)[None, :]
+        rows = row_offsets(n, t, p, grad_strides, extent, LAYOUT)
+        g = tl.load(grad_ptr + (rows[:, None] + grad_columns[None, :]), mask=mask, other=0).to(scale.dtype)
+        rows = row_offsets(n, t, p, conv_strides, extent, LAYOUT)
+        x = tl.load(conv_ptr + (rows[:, None] + conv_columns[None, :]), mask=mask, other=0).to(scale.dtype)
         if RELU:
             g = tl.where(x * scale[None, :] + shift[None, :] <= 0, 0.0, g)
-        to_ptr = pointers(
-            grad_conv_ptr,
-            n,
-            c,
-            t,
-            p,
-            width,
-            grad_conv_n,
-            grad_conv_c,
-            grad_conv_t,
-            grad_conv_h,
-            grad_conv_w,
-            UNIT,
-            ALIGN,
-            EVEN,
-        )
+        rows = row_offsets(n, t, p, grad_conv_strides, extent, LAYOUT)
+        to_ptr = grad_conv_ptr + (rows[:, None] + grad_conv_columns[None, :])
         tl.store(to_ptr, (g * scale[None, :]).to(grad_conv_ptr.dtype.element_ty), mask=mask)
-        sums += tl.sum(g, 0).to(tl.float64)
-        products += tl.sum(g * (x - centre[None, :]), 0).to(tl.float64)
-    tl.store(partials_ptr + c * parts + part, sums, mask=c < CHANNELS)
-    tl.store(partials_ptr + (c + CHANNELS) * parts + part, products, mask=c < CHANNELS)
+        sums += g
+        products += g * (x - centre[None, :])
+    place = partials_ptr + (o.to(tl.int64) * parts + part)
+    tl.store(place, tl.sum(sums.to(tl.float64), 0), mask=o < CHANNELS)
+    tl.store(place + tl.cast(parts, tl.int64) * CHANNELS, tl.sum(products.to(tl.float64), 0), mask=o < CHANNELS)
 
 
 @triton.jit
