@@ -18,6 +18,7 @@ from slowfast_ops.preferences import gpu_backends
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _ENVIRONMENT = "SLOWFAST_OPS_BACKEND"
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked once: torch.compile cannot trace the question
 
 
 def _checked(name: str, source: str) -> str:
@@ -92,7 +93,7 @@ class OpBackends:
             if not _native.BUILD_INFO.get("cuda"):
                 return f"the CUDA kernels were not built: {_native.BUILD_INFO.get('cuda_reason')}"
             return None
-        if importlib.util.find_spec("triton") is None:
+        if not _HAS_TRITON:
             return "triton is not installed (pip install triton)"
         return None
 

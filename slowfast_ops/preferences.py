@@ -33,6 +33,7 @@ def gpu_backends(op: str, shape_class: str = "any") -> tuple[str, ...]:
     return DEFAULT
 
 
+@torch.compiler.assume_constant_result
 @lru_cache
 def _device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""

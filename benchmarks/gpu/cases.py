@@ -17,6 +17,7 @@ from slowfast_ops import (
     LateralConvConcat,
     gather_frames,
     lateral_conv_concat,
+    roi_align_3d,
     roi_align_3d_pool,
     slow_frame_indices,
     temporal_gather,
@@ -27,6 +28,7 @@ try:
 except ImportError:
     roi_align = None
 
+EPS = 1e-5  # of batch norm
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 
 
@@ -75,35 +77,37 @@ def lateral(stage: str, slow: tuple, fast: tuple, alpha: int, kernel: int, dtype
     flops = 2 * n * height * width * out_channels * fast_channels * len(reached)
     module = LateralConvConcat(fast_channels, out_channels, kernel_size=kernel, alpha=alpha)
 
-    def parameters(generator: torch.Generator, dtype: torch.dtype) -> tuple:
-        factors = [random(generator, (out_channels,), dtype).abs() + 0.5, random(generator, (out_channels,), dtype)]
-        return (random(generator, weight, dtype, fmt) * (fast_channels * kernel) ** -0.5, *factors)
-
     def convolved(fast: Tensor, weight: Tensor) -> Tensor:
         return F.conv3d(fast, weight, stride=(alpha, 1, 1), padding=(kernel // 2, 0, 0))
 
-    def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.new_zeros(out_channels), x.new_ones(out_channels)
+    def eager_inference(slow: Tensor, fast: Tensor, weight: Tensor, *norm: Tensor) -> Tensor:
+        gamma, beta, mean, var, _ = norm
+        return torch.cat([slow, F.relu(F.batch_norm(convolved(fast, weight), mean, var, gamma, beta, eps=EPS))], 1)
 
-    def eager_inference(slow: Tensor, fast: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        normalised = F.batch_norm(convolved(fast, weight), *statistics(gamma), gamma, beta, eps=0.0)
-        return torch.cat([slow, F.relu(normalised)], 1)
+    def ours_inference(slow: Tensor, fast: Tensor, weight: Tensor, *norm: Tensor) -> Tensor:
+        return lateral_conv_concat(slow, fast, weight, *norm[:2], alpha=alpha)
 
-    def eager_training(slow: Tensor, fast: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        running = statistics(gamma)
-        return torch.cat([slow, F.relu(F.batch_norm(convolved(fast, weight), *running, gamma, beta, training=True))], 1)
+    def eager_training(slow: Tensor, fast: Tensor, weight: Tensor, *norm: Tensor) -> Tensor:
+        gamma, beta, mean, var, batches = norm
+        batches.add_(1)  # as nn.BatchNorm3d does
+        return torch.cat(
+            [slow, F.relu(F.batch_norm(convolved(fast, weight), mean, var, gamma, beta, training=True, eps=EPS))], 1
+        )
 
-    def ours_training(slow: Tensor, fast: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        state = {"conv.weight": weight, "bn.weight": gamma, "bn.bias": beta}
-        state |= dict(zip(("bn.running_mean", "bn.running_var"), statistics(gamma), strict=True))
-        return torch.func.functional_call(module.to(gamma.device), state, (slow, fast))
+    def ours_training(slow: Tensor, fast: Tensor, weight: Tensor, *norm: Tensor) -> Tensor:
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        state = {"conv.weight": weight} | {f"bn.{name}": value for name, value in zip(names, norm, strict=True)}
+        return torch.func.functional_call(module, state, (slow, fast))
 
     def make(generator: torch.Generator, with_gradient: bool) -> tuple:
-        # Batch norm keeps its parameters in float32 in a network of low precision; a convolution's are cast.
-        norm = dtype if not with_gradient else torch.float32
-        w, _, _ = parameters(generator, dtype)
-        _, gamma, beta = parameters(generator, norm)
-        inputs = (random(generator, slow, dtype, fmt), random(generator, fast, dtype, fmt), w, gamma, beta)
+        # Batch norm keeps its parameters in float32 in a network of low precision. With a mean of 0 and a variance
+        # of 1 with eps, its folded scale and shift are gamma and beta.
+        vector = (out_channels,)
+        gamma, beta = random(generator, vector, torch.float32).abs() + 0.5, random(generator, vector, torch.float32)
+        norm = (gamma, beta, torch.zeros_like(gamma), torch.full_like(gamma, 1 - EPS))
+        batches = torch.zeros((), dtype=torch.int64, device=generator.device)
+        conv_weight = random(generator, weight, dtype, fmt) * (fast_channels * kernel) ** -0.5
+        inputs = (random(generator, slow, dtype, fmt), random(generator, fast, dtype, fmt), conv_weight, *norm, batches)
         return (*inputs, random(generator, output, dtype, fmt)) if with_gradient else inputs
 
     forward_bytes = size_in_bytes(dtype, slow, reached_fast, weight, output)
@@ -114,7 +118,7 @@ def lateral(stage: str, slow: tuple, fast: tuple, alpha: int, kernel: int, dtype
         fmt,
         "forward",
         lambda generator: make(generator, False),
-        lambda *inputs: lateral_conv_concat(*inputs, alpha=alpha),
+        ours_inference,
         eager_inference,
         bytes=forward_bytes,
         flops=flops,
@@ -166,6 +170,45 @@ def roi_pool(features: tuple, boxes: int, dtype: torch.dtype, fmt: str) -> Itera
             direction,
             lambda generator, passes=passes: make(generator, passes == 2),
             lambda features, rois: roi_align_3d_pool(features, rois, 7, spatial_scale=scale),
+            eager if roi_align is not None else None,
+            (0,) if passes == 2 else (),
+            passes * size_in_bytes(dtype, features, output),
+        )
+
+
+def roi_per_frame(features: tuple, tubelets: int, dtype: torch.dtype, fmt: str) -> Iterator:
+    """roi_align_3d of boxes that move: [R, T, 5] RoIs, a box for each frame."""
+    n, channels, frames, height, _ = features
+    output, scale = (tubelets, channels, frames, 7, 7), 1 / 16
+
+    def make(generator: torch.Generator, with_gradient: bool) -> tuple:
+        def uniform() -> Tensor:
+            shape = (tubelets, frames, 2)
+            return torch.rand(shape, generator=generator, device=generator.device) * height / scale / 2
+
+        corner, extent = uniform(), uniform() + height / scale / 8
+        clip = (torch.arange(tubelets, device=generator.device) % n)[:, None, None].expand(tubelets, frames, 1)
+        inputs = (random(generator, features, dtype, fmt), torch.cat([clip, corner, corner + extent], 2))
+        return (*inputs, random(generator, output, dtype)) if with_gradient else inputs
+
+    def eager(features: Tensor, rois: Tensor) -> Tensor:
+        flat = features.transpose(1, 2).flatten(0, 1)
+        flat = flat.float() if flat.dtype == torch.bfloat16 else flat  # torchvision has no bfloat16 RoIAlign
+        frame = rois[..., :1] * frames + torch.arange(frames, device=rois.device)[:, None]
+        boxes = torch.cat([frame, rois[..., 1:]], 2).flatten(0, 1)
+        aligned = roi_align(flat, boxes.to(flat.dtype), 7, scale, 0, True).to(features.dtype)
+        return aligned.unflatten(0, (tubelets, frames)).transpose(1, 2)
+
+    for direction in ("forward", "forward and backward"):
+        passes = 1 if direction == "forward" else 2
+        yield Case(
+            "roi_align_3d",
+            f"{list(features)}, {tubelets} tubelets",
+            dtype,
+            fmt,
+            direction,
+            lambda generator, passes=passes: make(generator, passes == 2),
+            lambda features, rois: roi_align_3d(features, rois, (frames, 7, 7), spatial_scale=scale),
             eager if roi_align is not None else None,
             (0,) if passes == 2 else (),
             passes * size_in_bytes(dtype, features, output),
@@ -246,6 +289,7 @@ def full_cases() -> Iterator[Case]:
         yield from gather(8, (64, 256, 340), 32, (288, 382), 224, dtype, fmt)
     for dtype, fmt in ((torch.bfloat16, "channels_last_3d"), (torch.float32, "contiguous")):
         yield from roi_pool((8, 2048, 8, 14, 14), 24, dtype, fmt)
+        yield from roi_per_frame((8, 2048, 8, 14, 14), 24, dtype, fmt)
     for fmt in FORMATS:
         yield from gather_in_time((8, 32, 32, 56, 56), 4, torch.bfloat16, fmt)
 
@@ -257,4 +301,5 @@ def quick_cases() -> Iterator[Case]:
             yield from lateral("tiny", (2, 16, 2, 5, 6), (2, 8, 8, 5, 6), 4, 5, dtype, fmt)
             yield from gather(2, (5, 12, 18), 4, (14, 21), 8, dtype, fmt)
             yield from roi_pool((2, 16, 2, 4, 4), 3, dtype, fmt)
+            yield from roi_per_frame((2, 16, 2, 4, 4), 3, dtype, fmt)
             yield from gather_in_time((2, 3, 8, 5, 6), 4, dtype, fmt)

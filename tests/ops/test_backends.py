@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -82,15 +81,10 @@ def info_about(monkeypatch, *, nvcc: bool, triton: bool, gpu: bool) -> str:
     build = {"openmp": True, "compiler": "g++ 12", "cuda_archs": ["80", "90"]}
     found = {"cuda": "13.0", "cuda_reason": "nvcc at /usr/local/cuda/bin/nvcc"}
     missing = {"cuda": None, "cuda_reason": "nvcc not found (put it on PATH or set CUDA_HOME, then install again)"}
-    find_spec = importlib.util.find_spec
-
-    def find(name: str, *rest: object) -> object:
-        return (triton or None) if name == "triton" else find_spec(name, *rest)
-
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(_native, "MISSING", None)
     monkeypatch.setattr(_native, "BUILD_INFO", {**build, **(found if nvcc else missing)})
-    monkeypatch.setattr(importlib.util, "find_spec", find)
+    monkeypatch.setattr("slowfast_ops.backends._HAS_TRITON", triton)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(gpu))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *index: "NVIDIA H100")
     return re.sub(r"\s+", " ", render(collect()))
