@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from slowfast_ops.lateral_conv_concat.triton_forward import channel_offsets, row_offsets, rows_of
+from slowfast_ops.lateral_conv_concat.triton_forward import channel_offsets, frame_offsets, row_offsets, rows_of
 
 
 @triton.jit
@@ -128,8 +128,8 @@ def fast_backward_kernel(
         r = tl.cast(first + step // o_groups, tl.int64)
         o = step % o_groups * BLOCK_O + tl.arange(0, BLOCK_O)
         mask = (inside & (g + r >= 0) & (g + r < extent[1]))[:, None] & (o < CHANNELS)[None, :]
-        grad_columns = channel_offsets(o, grad_strides, LAYOUT) + tl.multiple_of(r * grad_strides[2], LAYOUT[1])
-        kept_columns = channel_offsets(o, kept_strides, LAYOUT) + tl.multiple_of(r * kept_strides[2], LAYOUT[1])
+        grad_columns = channel_offsets(o, grad_strides, LAYOUT) + frame_offsets(r, grad_strides, LAYOUT)
+        kept_columns = channel_offsets(o, kept_strides, LAYOUT) + frame_offsets(r, kept_strides, LAYOUT)
         centre, multiply, add = coefficients(mean_ptr, grad_mean_ptr, grad_var_ptr, o, count, CHANNELS, KEPT, WIDE)
         x = conv_gradient(
             grad_ptr,
@@ -154,7 +154,7 @@ def fast_backward_kernel(
             total = tl.dot(x.to(w.dtype), w, total, input_precision=PRECISION)
     rows = row_offsets(n, g * ALPHA, p, fast_strides, extent, LAYOUT)
     columns = channel_offsets(column % FAST_CHANNELS, fast_strides, LAYOUT)
-    columns += tl.multiple_of((column // FAST_CHANNELS).to(tl.int64) * fast_strides[2], LAYOUT[1])
+    columns += frame_offsets(column // FAST_CHANNELS, fast_strides, LAYOUT)
     to_ptr = grad_fast_ptr + (rows[:, None] + columns[None, :])
     tl.store(to_ptr, total.to(grad_fast_ptr.dtype.element_ty), mask=inside[:, None] & (column < COLUMNS)[None, :])
 
@@ -194,7 +194,7 @@ def weight_backward_kernel(
     program = tl.program_id(0)
     d = program % groups * BLOCK_D + tl.arange(0, BLOCK_D)
     k = (d // FAST_CHANNELS - TAPS // 2).to(tl.int64)
-    columns = channel_offsets(d % FAST_CHANNELS, fast_strides, LAYOUT) + tl.multiple_of(k * fast_strides[2], LAYOUT[1])
+    columns = channel_offsets(d % FAST_CHANNELS, fast_strides, LAYOUT) + frame_offsets(k, fast_strides, LAYOUT)
     o = program // groups % o_groups * BLOCK_O + tl.arange(0, BLOCK_O)
     grad_columns = channel_offsets(o, grad_strides, LAYOUT)
     kept_columns = channel_offsets(o, kept_strides, LAYOUT)

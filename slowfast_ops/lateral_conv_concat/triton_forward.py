@@ -26,40 +26,52 @@ import triton.language as tl
 @triton.jit
 def rows_of(tile, extent, LAYOUT: tl.constexpr, BLOCK_P: tl.constexpr):
     """(clip, Slow frame, position, whether there is such a row) for every row of a tile."""
+    UNIT: tl.constexpr = LAYOUT[0]
+    ALIGN: tl.constexpr = LAYOUT[1]
     groups, frames, clips, width = extent
-    positions = groups * (LAYOUT[1] if LAYOUT[0] == 2 else 1)
+    positions = groups * (ALIGN if UNIT == 2 else 1)
     first = tl.cast(tile, tl.int64) * BLOCK_P
     frame = first // positions
     p = (first % positions).to(tl.int32) + tl.arange(0, BLOCK_P)
     t = (frame % frames).to(tl.int32) + p // positions
     n = frame // frames + t // frames
     inside = n < clips
-    if LAYOUT[0] == 2:
-        inside = tl.max_constancy(inside, LAYOUT[1])
+    if UNIT == 2:
+        inside = tl.max_constancy(inside, ALIGN)
     return n, (t % frames).to(tl.int64), (p % positions).to(tl.int64), inside
 
 
 @triton.jit
 def row_offsets(n, t, p, strides, extent, LAYOUT: tl.constexpr):
     """Where the rows (n, t, p) of a tensor begin, in elements."""
+    UNIT: tl.constexpr = LAYOUT[0]
+    ALIGN: tl.constexpr = LAYOUT[1]
     if LAYOUT[2]:
         place = p * strides[4]
     else:
         place = p // extent[3] * strides[3] + p % extent[3] * strides[4]
-    offsets = tl.multiple_of(n * strides[0] + t * strides[2] + place, LAYOUT[1])
-    if LAYOUT[0] == 2:
-        offsets = tl.max_contiguous(offsets, LAYOUT[1])
+    offsets = tl.multiple_of(n * strides[0] + t * strides[2] + place, ALIGN)
+    if UNIT == 2:
+        offsets = tl.max_contiguous(offsets, ALIGN)
     return offsets
 
 
 @triton.jit
 def channel_offsets(c, strides, LAYOUT: tl.constexpr):
     """Where channels c are in a row, in elements."""
+    ALIGN: tl.constexpr = LAYOUT[1]
     if LAYOUT[0] == 1:
         offsets = c.to(tl.int64)
     else:
-        offsets = tl.multiple_of(c.to(tl.int64) * strides[1], LAYOUT[1])
+        offsets = tl.multiple_of(c.to(tl.int64) * strides[1], ALIGN)
     return offsets
+
+
+@triton.jit
+def frame_offsets(t, strides, LAYOUT: tl.constexpr):
+    """How far t frames are, in elements."""
+    ALIGN: tl.constexpr = LAYOUT[1]
+    return tl.multiple_of(t.to(tl.int64) * strides[2], ALIGN)
 
 
 @triton.jit
@@ -103,7 +115,7 @@ def convolve(
             c = d % FAST_CHANNELS
             frame = (t * alpha)[:, None] + k[None, :]
             reached = inside[:, None] & (frame >= 0) & (frame < frames) & (d < DEPTH)[None, :]
-        columns = channel_offsets(c, strides, LAYOUT) + tl.multiple_of(k * strides[2], LAYOUT[1])
+        columns = channel_offsets(c, strides, LAYOUT) + frame_offsets(k, strides, LAYOUT)
         x = tl.load(fast_ptr + (rows[:, None] + columns[None, :]), mask=reached, other=0)
         known = (d < DEPTH)[:, None] & (o < CHANNELS)[None, :]
         w = tl.load(weight_ptr + (o[None, :] * DEPTH + d[:, None]), mask=known, other=0)
