@@ -46,7 +46,8 @@ def forward(
     blocks = plan.conv_blocks(slow, weight) | plan.copy_block(slow)
     tiles = triton.cdiv(plan.row_count(slow), blocks["BLOCK_P"])
     convolving = tiles * triton.cdiv(weight.shape[0], blocks["BLOCK_O"])
-    triton_forward.forward_kernel[(convolving + tiles * triton.cdiv(slow.shape[1], blocks["BLOCK_C"]),)](
+    programs = convolving + tiles * triton.cdiv(slow.shape[1], blocks["BLOCK_C"])
+    triton_forward.forward_kernel[(programs,)](
         slow,
         fast,
         weight,
@@ -55,6 +56,7 @@ def forward(
         residual,
         output,
         convolving,
+        plan.spacing(convolving, programs),
         plan.extent(slow, layout),
         alpha,
         slow.stride(),
@@ -132,9 +134,35 @@ def statistics_backward(
 ) -> tuple[Tensor, Tensor]:
     grads = native.allocate_gradient(fast, needs[0]), native.allocate_gradient(weight, needs[1])
     vectors = tuple(x.double().contiguous() for x in (mean, grad_mean, grad_var))
+    kept: Tensor | None = conv
+    if plan.stores_conv_gradient(weight):
+        grad_conv, kept, vectors = _conv_gradient(grad_conv, conv, vectors), None, (None, None, None)
     wanted = (*needs, False, False)
-    _conv_backward(grad_conv, conv, None, vectors, fast, weight, alpha, (*grads, None, None), wanted)
+    _conv_backward(grad_conv, kept, None, vectors, fast, weight, alpha, (*grads, None, None), wanted)
     return grads
+
+
+def _conv_gradient(grad: Tensor, conv: Tensor, vectors: Sequence[Tensor | None]) -> Tensor:
+    grad_conv = native.allocate_gradient(conv)
+    layout, blocks, rows = plan.layout(grad, conv, grad_conv), plan.norm_blocks(conv), plan.row_count(conv)
+    programs = triton.cdiv(rows, blocks["BLOCK_P"]) * triton.cdiv(conv.shape[1], blocks["BLOCK_O"])
+    if programs:
+        triton_backward.conv_gradient_kernel[(programs,)](
+            grad,
+            conv,
+            *vectors,
+            grad_conv,
+            rows,
+            plan.extent(conv, layout),
+            grad.stride(),
+            conv.stride(),
+            grad_conv.stride(),
+            CHANNELS=conv.shape[1],
+            LAYOUT=layout,
+            WIDE=conv.dtype == torch.float64,
+            **blocks,
+        )
+    return grad_conv
 
 
 def _conv_backward(
@@ -201,10 +229,12 @@ def _conv_backward(
                 *strides,
                 fast.stride(),
                 **constants,
+                SHIFT=grad_shift is not None,
                 LAYOUT=layout,
                 **blocks,
             )
-        triton_backward.join_weight_backward_kernel[(channels,)](
+        shares = triton.cdiv(depth + 1, plan.JOIN_BLOCKS["BLOCK"]) if grad_scale is None else 1
+        triton_backward.join_weight_backward_kernel[(channels, shares)](
             partials,
             weight,
             scale,

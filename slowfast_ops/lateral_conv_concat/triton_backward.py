@@ -64,8 +64,9 @@ def conv_gradient(
 ):
     """The unscaled gradient of the convolution's output at these offsets; 0 outside."""
     wide = tl.float64 if WIDE else tl.float32
-    value = tl.load(grad_ptr + grad_offsets, mask=mask, other=0).to(wide)
+    value = tl.load(grad_ptr + grad_offsets, mask=mask, other=0)
     if KEPT > 0:
+        value = value.to(wide)
         kept = tl.load(kept_ptr + kept_offsets, mask=mask, other=0).to(wide)
     if KEPT == 1:
         value = tl.where(kept <= 0, 0.0, value)
@@ -73,6 +74,50 @@ def conv_gradient(
         value += add[None, :] + multiply[None, :] * (kept - centre[None, :])
         value = tl.where(mask, value, 0.0)
     return value
+
+
+@triton.jit
+def conv_gradient_kernel(
+    grad_ptr,
+    conv_ptr,
+    mean_ptr,
+    grad_mean_ptr,
+    grad_var_ptr,
+    grad_conv_ptr,
+    count,
+    extent,
+    grad_strides,
+    conv_strides,
+    grad_conv_strides,
+    CHANNELS: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
+    """The gradient of the training form's conv, stored: where the products below read it many times, that is faster."""
+    groups = tl.cdiv(CHANNELS, BLOCK_O)
+    n, t, p, inside = rows_of(tl.program_id(0) // groups, extent, LAYOUT, BLOCK_P)
+    o = tl.program_id(0) % groups * BLOCK_O + tl.arange(0, BLOCK_O)
+    mask = inside[:, None] & (o < CHANNELS)[None, :]
+    centre, multiply, add = coefficients(mean_ptr, grad_mean_ptr, grad_var_ptr, o, count, CHANNELS, 2, WIDE)
+    grad_rows = row_offsets(n, t, p, grad_strides, extent, LAYOUT)
+    conv_rows = row_offsets(n, t, p, conv_strides, extent, LAYOUT)
+    value = conv_gradient(
+        grad_ptr,
+        conv_ptr,
+        grad_rows[:, None] + channel_offsets(o, grad_strides, LAYOUT)[None, :],
+        conv_rows[:, None] + channel_offsets(o, conv_strides, LAYOUT)[None, :],
+        mask,
+        centre,
+        multiply,
+        add,
+        2,
+        WIDE,
+    )
+    rows = row_offsets(n, t, p, grad_conv_strides, extent, LAYOUT)
+    to_ptr = grad_conv_ptr + (rows[:, None] + channel_offsets(o, grad_conv_strides, LAYOUT)[None, :])
+    tl.store(to_ptr, value.to(grad_conv_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -144,7 +189,7 @@ def fast_backward_kernel(
             WIDE,
         )
         if scale_ptr is not None:
-            x *= tl.load(scale_ptr + o, mask=o < CHANNELS, other=0).to(x.dtype)[None, :]
+            x = x.to(total.dtype) * tl.load(scale_ptr + o, mask=o < CHANNELS, other=0).to(total.dtype)[None, :]
         d = column + (PAD - ALPHA * r.to(tl.int32)) * FAST_CHANNELS
         known = (o < CHANNELS)[:, None] & ((d >= 0) & (d < DEPTH) & (column < COLUMNS))[None, :]
         w = tl.load(weight_ptr + (o[:, None] * DEPTH + d[None, :]), mask=known, other=0)
@@ -180,6 +225,7 @@ def weight_backward_kernel(
     CHANNELS: tl.constexpr,
     TAPS: tl.constexpr,
     KEPT: tl.constexpr,
+    SHIFT: tl.constexpr,
     LAYOUT: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -187,7 +233,8 @@ def weight_backward_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """partials [part, channels, depth + 1]: a part's unscaled gradient of weight, [tap, channel], and of shift."""
+    """partials [part, channels, depth + 1]: a part's unscaled gradient of weight, [tap, channel], and, if SHIFT, of
+    shift."""
     DEPTH: tl.constexpr = FAST_CHANNELS * TAPS
     groups: tl.constexpr = (DEPTH + BLOCK_D - 1) // BLOCK_D
     o_groups: tl.constexpr = (CHANNELS + BLOCK_O - 1) // BLOCK_O
@@ -216,8 +263,8 @@ def weight_backward_kernel(
             KEPT,
             WIDE,
         )
-        if KEPT < 2:  # the training form has no shift
-            sums += g
+        if SHIFT:
+            sums += g.to(total.dtype)
         frame = (t * alpha)[:, None] + k[None, :]
         reached = inside[:, None] & (frame >= 0) & (frame < extent[1] * alpha) & (d < DEPTH)[None, :]
         rows = row_offsets(n, t * alpha, p, fast_strides, extent, LAYOUT)
@@ -229,7 +276,7 @@ def weight_backward_kernel(
     rows = (part.to(tl.int64) * CHANNELS + o) * (DEPTH + 1)
     mask = (d < DEPTH)[:, None] & (o < CHANNELS)[None, :]
     tl.store(partials_ptr + (rows[None, :] + d[:, None]), total, mask=mask)
-    if KEPT < 2:
+    if SHIFT:
         tl.store(partials_ptr + rows + DEPTH, tl.sum(sums, 0), mask=(o < CHANNELS) & (program % groups == 0))
 
 
@@ -249,14 +296,15 @@ def join_weight_backward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
-    """One output channel: adds the parts in order; the convolution is linear in weight, so that the gradient of scale
-    is the product of weight and its unscaled gradient."""
+    """Adds the parts in order, for one output channel and, if there are more programs along the second axis, a share of
+    its depth. The convolution is linear in weight, so that the gradient of scale is the product of weight and its
+    unscaled gradient; its one program takes the whole depth."""
     DEPTH: tl.constexpr = FAST_CHANNELS * TAPS
     wide = tl.float64 if WIDE else tl.float32
     o = tl.program_id(0).to(tl.int64)
     part_size = tl.num_programs(0).to(tl.int64) * (DEPTH + 1)
     products = tl.zeros([BLOCK], dtype=wide)
-    for first in range(0, DEPTH + 1, BLOCK):
+    for first in range(tl.program_id(1) * BLOCK, DEPTH + 1, tl.num_programs(1) * BLOCK):
         d = first + tl.arange(0, BLOCK)
         sums = tl.zeros([BLOCK_PARTS, BLOCK], dtype=wide)
         for first_part in range(0, parts, BLOCK_PARTS):

@@ -4,8 +4,8 @@ The rows of every tile are positions: pixels (h, w) of all Slow frames of all cl
 frames share a tile. Its columns are channels. All three kernels are bound by memory (at most 60 operations a byte in
 the paper's networks, an H100 has 300), so what counts is that every element moves once and in wide accesses. The
 convolution is a matrix product per tile, positions by depth times depth by output channels, where the depth is all
-pairs of a tap and a Fast channel: eight channels alone would leave a tensor core idle. Programs that copy the Slow
-channels follow those that convolve in the same launch, so that the last ones to run are short.
+pairs of a tap and a Fast channel: eight channels alone would leave a tensor core idle. The Slow channels are copied by
+other programs of the same launch.
 
 What all kernels are told about the tensors of a launch:
     extent   (groups of ALIGN positions of a frame if UNIT is 2, else its positions; Slow frames; clips; width)
@@ -148,7 +148,9 @@ def copy_slow(
     c = index % groups * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = inside[:, None] & (c < SLOW_CHANNELS)[None, :]
     rows = row_offsets(n, t, p, slow_strides, extent, LAYOUT)
-    value = tl.load(slow_ptr + (rows[:, None] + channel_offsets(c, slow_strides, LAYOUT)[None, :]), mask=mask, other=0)
+    # What is read once shall not drive the Fast frames, which several taps read, out of the cache.
+    from_ptr = slow_ptr + (rows[:, None] + channel_offsets(c, slow_strides, LAYOUT)[None, :])
+    value = tl.load(from_ptr, mask=mask, other=0, eviction_policy="evict_first")
     if residual_ptr is not None:
         wide = tl.float64 if WIDE else tl.float32
         rows = row_offsets(n, t, p, residual_strides, extent, LAYOUT)
@@ -157,7 +159,8 @@ def copy_slow(
         value = (value.to(wide) + shortcut.to(wide)).to(output_ptr.dtype.element_ty)
         value = tl.where(value.to(wide) < 0, 0.0, value.to(wide)).to(output_ptr.dtype.element_ty)  # a NaN stays
     rows = row_offsets(n, t, p, output_strides, extent, LAYOUT)
-    tl.store(output_ptr + (rows[:, None] + channel_offsets(c, output_strides, LAYOUT)[None, :]), value, mask=mask)
+    to_ptr = output_ptr + (rows[:, None] + channel_offsets(c, output_strides, LAYOUT)[None, :])
+    tl.store(to_ptr, value, mask=mask, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -170,6 +173,7 @@ def forward_kernel(
     residual_ptr,
     output_ptr,
     convolving,
+    spacing,
     extent,
     alpha,
     slow_strides,
@@ -189,12 +193,14 @@ def forward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The inference form. The first `convolving` programs make the lateral channels, the others copy the Slow ones."""
+    """The inference form. Every `spacing`-th program makes lateral channels until these are done, the others copy Slow
+    ones: the copies use the memory while the tensor cores are at work, and the last programs to run are short."""
     program = tl.program_id(0)
-    if program < convolving:
+    index = program // spacing
+    if (program % spacing == 0) & (index < convolving):
         groups: tl.constexpr = (CHANNELS + BLOCK_O - 1) // BLOCK_O
-        n, t, p, inside = rows_of(program // groups, extent, LAYOUT, BLOCK_P)
-        o = program % groups * BLOCK_O + tl.arange(0, BLOCK_O)
+        n, t, p, inside = rows_of(index // groups, extent, LAYOUT, BLOCK_P)
+        o = index % groups * BLOCK_O + tl.arange(0, BLOCK_O)
         value = convolve(
             fast_ptr,
             weight_ptr,
@@ -228,7 +234,7 @@ def forward_kernel(
         tl.store(output_ptr + (rows[:, None] + columns[None, :]), value.to(output_ptr.dtype.element_ty), mask=mask)
     else:
         copy_slow(
-            program - convolving,
+            program - tl.minimum(index + 1, convolving),
             slow_ptr,
             residual_ptr,
             output_ptr,

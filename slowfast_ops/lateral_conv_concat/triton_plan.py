@@ -55,6 +55,16 @@ def precision() -> str:
     return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
+def spacing(some: int, programs: int) -> int:
+    """Every which program is one of `some`, for these to be spread over the first three quarters of all programs."""
+    return max(1, programs * 3 // (4 * some))
+
+
+def stores_conv_gradient(weight: Tensor) -> bool:
+    """Whether the training form's gradient of conv is stored for its two products, which are wide then."""
+    return weight.shape[1] >= 64
+
+
 def bits(value: float) -> int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
@@ -75,7 +85,7 @@ def _block(size: int, most: int) -> int:
 
 def _depth_block(fast_channels: int, depth: int, most: int) -> int:
     """The depth of a step: a part of one tap where channels are many, else whatever is best for the tensor cores."""
-    return math.gcd(fast_channels, most) if fast_channels % 16 == 0 else _block(depth, most)
+    return math.gcd(fast_channels, most) if fast_channels % 16 == 0 else _block(depth, 64)
 
 
 def copy_block(slow: Tensor) -> dict[str, int]:
@@ -84,13 +94,13 @@ def copy_block(slow: Tensor) -> dict[str, int]:
 
 def conv_blocks(slow: Tensor, weight: Tensor) -> dict[str, int]:
     wide, narrow = slow.element_size() == 8, slow.element_size() == 2
-    o = _block(weight.shape[0], 128 if narrow else 16 if wide else 64)
-    depth = weight.shape[1] * weight.shape[2]
+    o = _block(weight.shape[0], 16 if wide else 64)
     return {
-        "BLOCK_P": _block(row_count(slow), 128 if narrow else 64),
+        "BLOCK_P": _block(row_count(slow), 128 if narrow and o > 16 else 64),
         "BLOCK_O": o,
-        "BLOCK_D": 1 if wide else _depth_block(weight.shape[1], depth, 64 if narrow else 32),
-        "num_warps": 8 if narrow and o > 64 else 4,
+        "BLOCK_D": 1 if wide else _depth_block(weight.shape[1], weight.shape[1] * weight.shape[2], 32),
+        "num_warps": 4,
+        "num_stages": 4 if narrow else 3,
     }
 
 
@@ -119,7 +129,7 @@ def norm_blocks(conv: Tensor) -> dict[str, int]:
     return {"BLOCK_P": _block(row_count(conv), 64), "BLOCK_O": _block(conv.shape[1], 64)}
 
 
-JOIN_BLOCKS = {"BLOCK": 256, "BLOCK_PARTS": 16}
+JOIN_BLOCKS = {"BLOCK": 64, "BLOCK_PARTS": 64}
 
 
 # ---- for compiling without a GPU
@@ -144,19 +154,22 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
             "WIDE": False,
             "PRECISION": precision,
             "RELU": True,
-            "KEPT": 2,
+            "KEPT": 0 if fast_channels >= 64 else 2,
+            "SHIFT": False,
             "ALPHA": alpha,
             "SLOW_CHANNELS": 8 * fast_channels,
             **shape(weight),
         }
         copied = {"BLOCK_C": 64}
+        unkept = () if common["KEPT"] else ("kept_ptr", "mean_ptr", "grad_mean_ptr", "grad_var_ptr")
         for kernel, blocks, absent in (
             (triton_forward.forward_kernel, {**conv_blocks(frame, weight), **copied}, ()),
             (triton_forward.statistics_forward_kernel, conv_blocks(frame, weight), ()),
             (triton_norm.norm_forward_kernel, {**norm_blocks(frame), **copied}, ()),
             (triton_norm.norm_backward_kernel, norm_blocks(frame), ()),
-            (triton_backward.fast_backward_kernel, fast_blocks(frame, weight, alpha), ("scale_ptr",)),
-            (triton_backward.weight_backward_kernel, weight_blocks(frame, weight), ()),
+            (triton_backward.conv_gradient_kernel, norm_blocks(frame), ()),
+            (triton_backward.fast_backward_kernel, fast_blocks(frame, weight, alpha), ("scale_ptr", *unkept)),
+            (triton_backward.weight_backward_kernel, weight_blocks(frame, weight), unkept),
             (triton_backward.join_weight_backward_kernel, JOIN_BLOCKS, ("scale_ptr", "grad_scale_ptr")),
         ):
             yield _configuration(kernel, dtype, unit, {**common, **blocks, **dict.fromkeys(absent)})
