@@ -153,7 +153,8 @@ def _check(slow: Tensor, fast: Tensor, weight: Tensor, residual: Tensor | None, 
         raise ValueError(f"residual must have the shape of slow {list(slow.shape)}, got {list(residual.shape)}")
     # Autocast settles the dtypes itself, unless there is a float64, which it leaves alone.
     dtypes = [x.dtype for x in (slow, fast, weight, residual) if x is not None]
-    settled = torch.is_autocast_enabled(slow.device.type) and torch.float64 not in dtypes
+    may_cast = slow.device.type != "meta" and torch.is_autocast_enabled(slow.device.type)
+    settled = may_cast and torch.float64 not in dtypes
     for name, value in (("fast", fast), ("weight", weight), ("residual", residual)):
         if value is None:
             continue

@@ -127,16 +127,34 @@ class TestKernels:
         for i, triple in enumerate(zip(*([*x[0], *x[1]] for x in (ours, same, exact)), strict=True)):
             assert_as_accurate_as_pytorch(*triple, f"result {i}")
 
+    @pytest.mark.parametrize("stored", [False, True])
+    def test_stored_gradient_of_the_convolution(self, layout, target, stored, monkeypatch):
+        """Triton's kernels store it for wide layers, and else compute it as they read."""
+        if target.backend == "triton":
+            plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
+            monkeypatch.setattr(plan, "stores_conv_gradient", lambda weight: stored)
+        elif stored:
+            pytest.skip("only Triton's kernels know both ways")
+        sample = training("two-clips", 2, 3, 3, 5, 5, 16, 20, 5, 2, relu=True)
+        inputs = cast(sample.tensors(), torch.float32, layout, target.device)
+        with use_backend("reference"):
+            exact = outputs_and_gradients(sample, [x.double() for x in inputs])
+            same = outputs_and_gradients(sample, inputs)
+        with use_backend(target.backend):
+            ours = outputs_and_gradients(sample, inputs)
+        for i, triple in enumerate(zip(*([*x[0], *x[1]] for x in (ours, same, exact)), strict=True)):
+            assert_as_accurate_as_pytorch(*triple, f"result {i}")
+
     @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
     def test_sums_over_more_tiles_than_parts(self, form, target, monkeypatch):
-        """A frame of one position is a tile; csrc/cuda splits its sums into up to 512 and 1024 parts."""
+        """csrc/cuda splits its sums into up to 512 and 1024 parts, Triton's kernels here into 6."""
         frames = 1100
         if target.backend == "triton":
             plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
             monkeypatch.setattr(plan, "PROGRAMS", 6)
-            monkeypatch.setattr(plan, "PARTIALS_BLOCK", 4)
+            monkeypatch.setattr(plan, "PARTIALS_BLOCK", 2)
             monkeypatch.setattr(plan, "JOIN_BLOCKS", {"BLOCK": 4, "BLOCK_PARTS": 2})
-            frames = 20
+            frames = 200
         sample = form("long", 1, 1, frames, 1, 1, 2, 3, 3, 1, relu=False)
         inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
         with use_backend("reference"):
@@ -226,6 +244,11 @@ class TestKernels:
             results.append([output[..., -2:, :].detach(), grad[..., -2:, :]])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+def test_meta_tensors_give_the_shape():
+    slow, fast, weight = (torch.empty(s, device="meta") for s in ((1, 8, 2, 3, 4), (1, 4, 8, 3, 4), (6, 4, 5, 1, 1)))
+    assert lateral_conv_concat(slow, fast, weight, alpha=4).shape == (1, 14, 2, 3, 4)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
