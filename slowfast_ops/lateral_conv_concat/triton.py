@@ -43,7 +43,7 @@ def forward(
         return output
     weight = native.depth_major(weight)
     layout = plan.layout(slow, fast, residual, output)
-    blocks = plan.conv_blocks(slow, weight) | plan.copy_block(slow)
+    blocks = plan.forward_blocks(slow, weight) | plan.copy_block(slow)
     tiles = triton.cdiv(plan.row_count(slow), blocks["BLOCK_P"])
     convolving = tiles * triton.cdiv(weight.shape[0], blocks["BLOCK_O"])
     programs = convolving + tiles * triton.cdiv(slow.shape[1], blocks["BLOCK_C"])
@@ -95,7 +95,7 @@ def statistics(fast: Tensor, weight: Tensor, alpha: int) -> tuple[Tensor, Tensor
     mean, var = native.allocate_statistics(weight.shape[0], fast)
     weight = native.depth_major(weight)
     layout, rows = plan.layout(fast, conv), plan.row_count(conv)
-    blocks = plan.conv_blocks(conv, weight)
+    blocks = plan.statistics_blocks(conv, weight)
     tiles = triton.cdiv(rows, blocks["BLOCK_P"])
     partials = allocate((2, conv.shape[1], tiles), like=fast, dtype=torch.float64)
     if tiles:
@@ -211,7 +211,7 @@ def _conv_backward(
         depth = weight.shape[1] * weight.shape[2]
         tiles = triton.cdiv(rows, blocks["BLOCK_P"])
         groups = triton.cdiv(channels, blocks["BLOCK_O"]) * triton.cdiv(depth, blocks["BLOCK_D"])
-        parts, tiles_per_part = plan.split(tiles, groups)
+        parts, tiles_per_part = plan.split(tiles, groups, plan.WEIGHT_PROGRAMS)
         dtype = native.accumulator_dtype(grad.dtype)
         partials = allocate((parts, channels, depth + 1), like=grad, dtype=dtype)
         if parts:
@@ -313,7 +313,7 @@ def norm_concat_backward(
     layout, blocks = plan.layout(grad, conv, grad_conv), plan.norm_blocks(conv)
     groups = triton.cdiv(channels, blocks["BLOCK_O"])
     tiles = triton.cdiv(plan.row_count(conv), blocks["BLOCK_P"])
-    parts, tiles_per_part = plan.split(tiles, groups)
+    parts, tiles_per_part = plan.split(tiles, groups, plan.NORM_PROGRAMS)
     partials = allocate((2, channels, parts), like=conv, dtype=torch.float64)
     wide = conv.dtype == torch.float64
     if parts:

@@ -35,10 +35,10 @@ def rows_of(tile, extent, LAYOUT: tl.constexpr, BLOCK_P: tl.constexpr):
     p = (first % positions).to(tl.int32) + tl.arange(0, BLOCK_P)
     t = (frame % frames).to(tl.int32) + p // positions
     n = frame // frames + t // frames
-    inside = n < clips
-    if UNIT == 2:
-        inside = tl.max_constancy(inside, ALIGN)
-    return n, (t % frames).to(tl.int64), (p % positions).to(tl.int64), inside
+    t = (t % frames).to(tl.int64)
+    if UNIT == 2:  # no frame ends within ALIGN positions
+        n, t = tl.max_constancy(n, ALIGN), tl.max_constancy(t, ALIGN)
+    return n, t, (p % positions).to(tl.int64), n < clips
 
 
 @triton.jit

@@ -14,9 +14,10 @@ from torch import Tensor
 from slowfast_ops.lateral_conv_concat import triton_backward, triton_forward, triton_norm
 
 PARTIALS_BLOCK = 1024
-# Programs that a sum over all rows is split among: several per processor of the largest GPU, and the same number on
-# every GPU, so that the bits do not depend on it.
-PROGRAMS = 512
+# Programs that a sum over all rows is split among, of the normalisation's backward and of the weight's: some per
+# processor of the largest GPU, and the same number on every GPU, so that the bits do not depend on it.
+NORM_PROGRAMS = 512
+WEIGHT_PROGRAMS = 264
 
 
 def positions(x: Tensor) -> int:
@@ -62,20 +63,21 @@ def spacing(some: int, programs: int) -> int:
 
 def stores_conv_gradient(weight: Tensor) -> bool:
     """Whether the training form's gradient of conv is stored for its two products, which are wide then."""
-    return weight.shape[1] >= 64
+    return weight.shape[1] >= 32
 
 
 def bits(value: float) -> int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
-def split(tiles: int, groups: int) -> tuple[int, int]:
+def split(tiles: int, groups: int, programs: int) -> tuple[int, int]:
     """(parts, tiles of each) of a sum over tiles for each of `groups` blocks of its result."""
-    tiles_per_part = max(1, triton.cdiv(tiles, max(1, PROGRAMS // groups)))
+    tiles_per_part = max(1, triton.cdiv(tiles, max(1, programs // groups)))
     return triton.cdiv(tiles, tiles_per_part), tiles_per_part
 
 
-# ---- sizes of tiles: enough accumulators to use the tensor cores well, few enough to stay in registers
+# ---- sizes of tiles: enough accumulators to use the tensor cores well, few enough to stay in registers. Of the many
+# that were tried on an H100 for the shapes of benchmarks/gpu, those that do well for all of a kernel's.
 
 
 def _block(size: int, most: int) -> int:
@@ -83,35 +85,52 @@ def _block(size: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(size)))
 
 
-def _depth_block(fast_channels: int, depth: int, most: int) -> int:
-    """The depth of a step: a part of one tap where channels are many, else whatever is best for the tensor cores."""
-    return math.gcd(fast_channels, most) if fast_channels % 16 == 0 else _block(depth, 64)
+def _depth_block(weight: Tensor, most: int) -> int:
+    """The depth of a step: a part of one tap where channels are many, else of all that there is."""
+    fast_channels = weight.shape[1]
+    return math.gcd(fast_channels, most) if fast_channels % 16 == 0 else _block(fast_channels * weight.shape[2], 64)
 
 
 def copy_block(slow: Tensor) -> dict[str, int]:
     return {"BLOCK_C": _block(slow.shape[1], 64)}
 
 
-def conv_blocks(slow: Tensor, weight: Tensor) -> dict[str, int]:
+def forward_blocks(slow: Tensor, weight: Tensor) -> dict[str, int]:
+    """Of the convolution beside the copy."""
+    if slow.element_size() != 2:
+        return statistics_blocks(slow, weight)
+    depth = _depth_block(weight, 64)
+    return {
+        "BLOCK_P": _block(row_count(slow), 64),
+        "BLOCK_O": _block(weight.shape[0], 64),
+        "BLOCK_D": depth,
+        "num_warps": 4,
+        "num_stages": 3 if depth == 64 else 4,
+    }
+
+
+def statistics_blocks(slow: Tensor, weight: Tensor) -> dict[str, int]:
+    """Of the convolution alone."""
     wide, narrow = slow.element_size() == 8, slow.element_size() == 2
-    o = _block(weight.shape[0], 16 if wide else 64)
+    o = _block(weight.shape[0], 64 if narrow else 16 if wide else 128)
     return {
         "BLOCK_P": _block(row_count(slow), 128 if narrow and o > 16 else 64),
         "BLOCK_O": o,
-        "BLOCK_D": 1 if wide else _depth_block(weight.shape[1], weight.shape[1] * weight.shape[2], 32),
+        "BLOCK_D": 1 if wide else _depth_block(weight, 32),
         "num_warps": 4,
-        "num_stages": 4 if narrow else 3,
+        "num_stages": 4,
     }
 
 
 def fast_blocks(grad: Tensor, weight: Tensor, alpha: int) -> dict[str, int]:
     wide, narrow = grad.element_size() == 8, grad.element_size() == 2
-    f = _block(weight.shape[1] * alpha, 128 if narrow else 16 if wide else 64)
+    f = _block(weight.shape[1] * alpha, 16 if wide else 128)
     return {
-        "BLOCK_P": _block(row_count(grad), 128 if narrow else 64),
+        "BLOCK_P": _block(row_count(grad), 64 if wide or (narrow and f > 64) else 128),
         "BLOCK_F": f,
         "BLOCK_O": 1 if wide else _block(weight.shape[0], 64 if narrow else 32),
-        "num_warps": 8 if narrow and f > 64 else 4,
+        "num_warps": 4 if narrow or f < 128 else 8,
+        "num_stages": 3,
     }
 
 
@@ -119,9 +138,10 @@ def weight_blocks(grad: Tensor, weight: Tensor) -> dict[str, int]:
     wide, narrow = grad.element_size() == 8, grad.element_size() == 2
     return {
         "BLOCK_P": 1 if wide else _block(row_count(grad), 64 if narrow else 32),
-        "BLOCK_O": _block(weight.shape[0], 128 if narrow else 16 if wide else 64),
-        "BLOCK_D": _block(weight.shape[1] * weight.shape[2], 128 if narrow else 16 if wide else 64),
-        "num_warps": 8 if narrow else 4,
+        "BLOCK_O": _block(weight.shape[0], 16 if wide else 128),
+        "BLOCK_D": _block(weight.shape[1] * weight.shape[2], 16 if wide else 128),
+        "num_warps": 4,
+        "num_stages": 3 if narrow else 2,
     }
 
 
@@ -154,7 +174,7 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
             "WIDE": False,
             "PRECISION": precision,
             "RELU": True,
-            "KEPT": 0 if fast_channels >= 64 else 2,
+            "KEPT": 0 if stores_conv_gradient(weight) else 2,
             "SHIFT": False,
             "ALPHA": alpha,
             "SLOW_CHANNELS": 8 * fast_channels,
@@ -163,8 +183,8 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
         copied = {"BLOCK_C": 64}
         unkept = () if common["KEPT"] else ("kept_ptr", "mean_ptr", "grad_mean_ptr", "grad_var_ptr")
         for kernel, blocks, absent in (
-            (triton_forward.forward_kernel, {**conv_blocks(frame, weight), **copied}, ()),
-            (triton_forward.statistics_forward_kernel, conv_blocks(frame, weight), ()),
+            (triton_forward.forward_kernel, {**forward_blocks(frame, weight), **copied}, ()),
+            (triton_forward.statistics_forward_kernel, statistics_blocks(frame, weight), ()),
             (triton_norm.norm_forward_kernel, {**norm_blocks(frame), **copied}, ()),
             (triton_norm.norm_backward_kernel, norm_blocks(frame), ()),
             (triton_backward.conv_gradient_kernel, norm_blocks(frame), ()),
@@ -198,5 +218,5 @@ def _configuration(kernel: Any, dtype: torch.dtype, unit: int, values: dict[str,
             signature[name] = types.get(name, element)
         else:
             signature[name] = "i64" if name == "eps_bits" else "i32"
-    options = {"num_warps": values["num_warps"]} if "num_warps" in values else {}
+    options = {name: values[name] for name in ("num_warps", "num_stages") if name in values}
     return kernel, signature, constants, options

@@ -116,7 +116,9 @@ class TestKernels:
     def test_matches_reference_with_many_tiles(self, form, layout, target, monkeypatch):
         """More positions, channels and depth than a tile of the GPU kernels has, and Slow channels for several."""
         if target.backend == "triton":
-            monkeypatch.setattr(importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan"), "PROGRAMS", 6)
+            plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
+            monkeypatch.setattr(plan, "NORM_PROGRAMS", 6)
+            monkeypatch.setattr(plan, "WEIGHT_PROGRAMS", 6)
         sample = form("many-tiles", 1, 200, 1, 9, 15, 14, 67, 5, 2, relu=False)
         inputs = cast(sample.tensors(), torch.float32, layout, target.device)
         with use_backend("reference"):
@@ -151,7 +153,8 @@ class TestKernels:
         frames = 1100
         if target.backend == "triton":
             plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
-            monkeypatch.setattr(plan, "PROGRAMS", 6)
+            monkeypatch.setattr(plan, "NORM_PROGRAMS", 6)
+            monkeypatch.setattr(plan, "WEIGHT_PROGRAMS", 6)
             monkeypatch.setattr(plan, "PARTIALS_BLOCK", 2)
             monkeypatch.setattr(plan, "JOIN_BLOCKS", {"BLOCK": 4, "BLOCK_PARTS": 2})
             frames = 200
