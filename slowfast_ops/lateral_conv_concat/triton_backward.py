@@ -169,7 +169,7 @@ def fast_backward_kernel(
     grad_rows = row_offsets(n, g, p, grad_strides, extent, LAYOUT)
     kept_rows = row_offsets(n, g, p, kept_strides, extent, LAYOUT)
     total = tl.zeros([BLOCK_P, BLOCK_F], dtype=tl.float64 if WIDE else tl.float32)
-    for step in range(0, steps):
+    for step in range(steps):
         r = tl.cast(first + step // o_groups, tl.int64)
         o = step % o_groups * BLOCK_O + tl.arange(0, BLOCK_O)
         mask = (inside & (g + r >= 0) & (g + r < extent[1]))[:, None] & (o < CHANNELS)[None, :]

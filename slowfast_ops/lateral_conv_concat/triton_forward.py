@@ -28,7 +28,7 @@ def rows_of(tile, extent, LAYOUT: tl.constexpr, BLOCK_P: tl.constexpr):
     """(clip, Slow frame, position, whether there is such a row) for every row of a tile."""
     UNIT: tl.constexpr = LAYOUT[0]
     ALIGN: tl.constexpr = LAYOUT[1]
-    groups, frames, clips, width = extent
+    groups, frames, clips, _ = extent
     positions = groups * (ALIGN if UNIT == 2 else 1)
     first = tl.cast(tile, tl.int64) * BLOCK_P
     frame = first // positions
@@ -316,9 +316,7 @@ def statistics_forward_kernel(
 
 
 @triton.jit
-def join_statistics_kernel(
-    partials_ptr, mean_ptr, var_ptr, tiles, rows, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
-):
+def join_statistics_kernel(partials_ptr, mean_ptr, var_ptr, tiles, rows, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
     """One channel's mean and biased variance out of those of the tiles of all rows; 0 if there are none."""
     channel = tl.program_id(0).to(tl.int64)
     count = tl.maximum(tl.cast(rows, tl.float64), 1.0)
