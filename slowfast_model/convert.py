@@ -133,7 +133,7 @@ def _read_settings(config: ConvertConfig) -> dict[Path, dict[str, Any]]:
     if config.train_config:
         settings[config.train_config] = {**source.train_settings(), "model": config.config}
     if config.test_config:
-        settings[config.test_config] = {**source.test_settings(), "checkpoint": str(config.output)}
+        settings[config.test_config] = {**source.test_settings(), "weights": str(config.output)}
     return settings
 
 

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: ``python -m slowfast_model.test --dataset {ava,kinetics} --checkpoint FILE ...``"""
+"""Evaluates a checkpoint: ``python -m slowfast_model.test --dataset {ava,kinetics} --weights FILE ...``"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TestConfig:
 
     Attributes:
         dataset: format of the data
-        checkpoint: model.safetensors, or a .ckpt of a training run; or a peer's weights, of the network named by model
+        weights: model.safetensors, or a .ckpt of a training run; or a peer's weights, of the network named by model
         model: network of a peer's weights: a PySlowFast YAML file, or the name of a PyTorchVideo hub model, of one of
             mmaction2's configurations, or of a preset
         data_root: folder of the data set; without it the built-in sample set is generated and used
@@ -46,7 +46,7 @@ class TestConfig:
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
     dataset: Literal["ava", "kinetics"]
-    checkpoint: Path
+    weights: Path
     model: str | None = None
     data_root: Path | None = None
     output_dir: Path | None = None
@@ -70,14 +70,14 @@ def test(config: TestConfig) -> dict[str, Any]:
         The figures of ``metrics.json``.
 
     Raises:
-        InputError: something is wrong with the configuration, the checkpoint, the data or the output folder.
+        InputError: something is wrong with the configuration, the weights, the data or the output folder.
     """
     quiet_lightning()
     task = TASKS[config.dataset]
-    model, description = load_any(config.checkpoint, config.model)
+    model, description = load_any(config.weights, config.model)
     if description.head != task.head:
         raise InputError(
-            f"{config.checkpoint} is a {description.head} model: {config.dataset} needs a {task.head} model"
+            f"{config.weights} is a {description.head} model: {config.dataset} needs a {task.head} model"
         )
     name = description.config.name
     folder = choose_folder(config.output_dir, f"{config.dataset}-{name}-test")
@@ -106,7 +106,7 @@ def test(config: TestConfig) -> dict[str, Any]:
     figures = {
         "dataset": config.dataset,
         "model": name,
-        "checkpoint": str(config.checkpoint),
+        "weights": str(config.weights),
         **task.write_results(folder, module, data, "test"),
         "bad_videos": bad_videos.num_videos,
     }

@@ -25,7 +25,7 @@ DATA_CONFIGS: dict[str, type[DataConfig]] = {"ava": AvaDataConfig, "kinetics": K
 TOP_LEVEL_DATA_FIELDS = {"root", "batch_size", "num_workers", "seed"}  # fields of TrainConfig, not of its data section
 _CHANGEABLE_ON_RESUME = {
     "output_dir", "resume", "max_epochs", "max_steps", "num_workers", "evaluate_every_epochs", "checkpoint_every_steps",
-    "log_every_steps", "accelerator", "devices", "init_from",
+    "log_every_steps", "accelerator", "devices", "weights",
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ class TrainConfig:
         model: name of a preset, a PySlowFast YAML file, or a checkpoint whose network to take
         output_dir: run folder; default runs/<dataset>-<model>-<time>
         resume: continue the run in output_dir (without output_dir the latest in runs/), with its settings
-        init_from: start from the weights of a file, ours or a peer's or torchvision's ResNet; the head may be a new one
+        weights: start from the weights of a file, ours or a peer's or torchvision's ResNet; the head may be a new one
         seed: of the initial weights, the order, the augmentation and the dropout
         max_epochs: length of the training
         max_steps: stop after this many iterations even if max_epochs are not over
@@ -72,7 +72,7 @@ class TrainConfig:
     model: str = "slowfast_tiny"
     output_dir: Path | None = None
     resume: bool = False
-    init_from: Path | None = None
+    weights: Path | None = None
     seed: int = 0
     max_epochs: int | None = None
     max_steps: int | None = None

@@ -39,7 +39,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     task = TASKS[config.dataset]
     model_config = resolve_model(config.model)
     name = model_config.name
-    initial = read_initial_weights(config.init_from) if config.init_from and not config.resume else None
+    initial = read_initial_weights(config.weights) if config.weights and not config.resume else None
     folder = choose_folder(config.output_dir, f"{config.dataset}-{name}", may_hold_run=config.resume)
     checkpoints = folder / "checkpoints"
     metrics_file = MetricsFile(folder / "metrics.csv", config.log_every_steps, task.metric_columns)

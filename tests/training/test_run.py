@@ -162,7 +162,7 @@ def test_a_folder_with_something_in_it_is_left_alone(unbroken: Path, ava_root: P
     assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")} == before
 
 
-def test_kinetics_leaves_scores_per_video_and_init_from_starts_from_its_weights(
+def test_kinetics_leaves_scores_per_video_and_another_starts_from_its_weights(
     kinetics_root: Path, ava_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = tmp_path / "first"
@@ -176,7 +176,7 @@ def test_kinetics_leaves_scores_per_video_and_init_from_starts_from_its_weights(
 
     weights = first / "checkpoints" / "model.safetensors"
     run_train(
-        "--dataset", "ava", "--data-root", ava_root, "--init-from", weights, "--max-steps", 1, "--lr", 0,
+        "--dataset", "ava", "--data-root", ava_root, "--weights", weights, "--max-steps", 1, "--lr", 0,
         "--output-dir", tmp_path / "second",
     )  # fmt: skip
     assert "; a new head.projection" in capsys.readouterr().out

@@ -25,7 +25,7 @@ def detector(ava_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_test(dataset: str, root: Path, checkpoint: Path, output: Path, *arguments: object) -> dict[str, Any]:
-    common = ["--dataset", dataset, "--data-root", root, "--checkpoint", checkpoint, "--output-dir", output]
+    common = ["--dataset", dataset, "--data-root", root, "--weights", checkpoint, "--output-dir", output]
     common += ["--num-workers", 0, "--accelerator", "cpu", "--batch-size", 2]
     return evaluate(parse([str(argument) for argument in (*common, *arguments)]))
 
