@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slowfast_ops._transfer import to_device
 from slowfast_ops.gather_frames.native import outputs, windows_of
 
 BLOCK = 128
@@ -122,8 +123,9 @@ def forward_kernel(
         value += (c + (d - c) * across[None, :] - value) * down[:, None]
 
     if fast_ptr.dtype.element_ty == tl.uint8:
-        # The last bits of 2^23 + value are the nearest integer, the even one on a tie.
-        result = (value + 8388608.0).to(tl.int32, bitcast=True).to(tl.uint8)
+        # In 2^23 + value, only the integer nearest to value is left of it, the even one on a tie. (Its bits are not
+        # taken from there by a bitcast, because some versions of ptxas store the byte of a float wrongly.)
+        result = (value + 8388608.0 - 8388608.0).to(tl.int32).to(tl.uint8)
     else:
         red, green, blue = _three(clip + 13, Real)
         scale = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
@@ -187,9 +189,6 @@ def _three(pointer, Real: tl.constexpr):
     return a, b, c
 
 
-_captured_tables: list[Tensor] = []  # a CUDA graph reads the pinned memory again at every replay
-
-
 def _table(
     clips: Sequence[Tensor],
     geometry: Sequence[int],
@@ -208,11 +207,7 @@ def _table(
         [clip.data_ptr(), *clip.stride(), *clip.shape[:3], *window, int(flipped), *bits]
         for clip, window, flipped in zip(clips, windows_of(geometry), flip, strict=True)
     ]
-    device = clips[0].device
-    table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured_tables.append(table)
-    return table.to(device, non_blocking=True)
+    return to_device(torch.tensor(rows, dtype=torch.int64), clips[0].device)
 
 
 def forward(

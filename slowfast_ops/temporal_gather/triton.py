@@ -24,6 +24,7 @@ def forward_kernel(
     height,
     width,
     frames,
+    source_frames,
     input_n: tl.int64,
     input_c: tl.int64,
     input_t: tl.int64,
@@ -43,7 +44,7 @@ def forward_kernel(
     t = tl.program_id(1).to(tl.int64) % frames
     to, inside = _offsets(plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
     source, _ = _offsets(plane, channels, height, width, input_c, input_h, input_w, CHANNELS_LAST, DENSE, BLOCK)
-    index = tl.load(indices_ptr + n * frames + t)
+    index = _index(indices_ptr + n * frames + t, source_frames)
     value = tl.load(input_ptr + n * input_n + index * input_t + source, mask=inside, other=0)
     tl.store(output_ptr + n * output_n + t * output_t + to, value, mask=inside)
 
@@ -81,11 +82,16 @@ def backward_kernel(
     source, _ = _offsets(plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
     total = tl.zeros([BLOCK], dtype=tl.float64 if WIDE else tl.float32)
     for k in range(picked):
-        reads = tl.load(indices_ptr + n * picked + k) == t
-        place = grad_output_ptr + n * output_n + k * output_t + source
-        total += tl.load(place, mask=inside & reads, other=0).to(total.dtype)
+        if _index(indices_ptr + n * picked + k, frames) == t:
+            place = grad_output_ptr + n * output_n + k * output_t + source
+            total += tl.load(place, mask=inside, other=0).to(total.dtype)
     place = grad_input_ptr + n * input_n + t * input_t + to
     tl.store(place, total.to(grad_input_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _index(pointer, frames):
+    return tl.minimum(tl.maximum(tl.load(pointer), 0), frames - 1)
 
 
 @triton.jit
@@ -162,6 +168,7 @@ def forward(x: Tensor, indices: Tensor) -> Tensor:
             h,
             w,
             frames,
+            x.shape[2],
             *x.stride(),
             *output.stride(),
             **_layout(x, output),
@@ -202,7 +209,8 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
         for dense in (False, True):
             constants = {"CHANNELS_LAST": channels_last, "DENSE": dense, "BLOCK": BLOCK}
             for dtype in ("*bf16", "*fp16", "*fp32"):
-                forward_types = {"input_ptr": dtype, "indices_ptr": "*i64", "output_ptr": dtype, **sizes, **strides}
+                forward_types = {"input_ptr": dtype, "indices_ptr": "*i64", "output_ptr": dtype, **sizes}
+                forward_types |= {"source_frames": "i32", **strides}
                 yield forward_kernel, forward_types, constants, {}
                 backward_types = {"grad_output_ptr": dtype, "indices_ptr": "*i64", "grad_input_ptr": dtype, **sizes}
                 backward_types |= {"picked": "i32", **strides}
