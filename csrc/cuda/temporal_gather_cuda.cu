@@ -13,7 +13,10 @@ namespace slowfast {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kUnits = 4;  // of a thread in the backward, for which it looks up the readers of its frame once
+#ifndef TEMPORAL_UNITS
+#define TEMPORAL_UNITS 4
+#endif
+constexpr int kUnits = TEMPORAL_UNITS;  // of a thread in the backward, for which it looks up the readers of its frame once
 
 struct GatherLoop {
   FrameLoop frame;  // sizes and strides in units of the kernel's type
