@@ -22,7 +22,8 @@ struct Clip {
   int64_t stride_t, stride_h, stride_w, stride_c;
   int64_t count;
   int height, width, resized_height, resized_width, top, left;
-  bool flip, dense;  // dense: the bytes of a row are adjacent
+  int column_factor;  // of the integer weights of the columns in gather_frames_two_taps.cuh
+  bool flip, dense;   // dense: the bytes of a row are adjacent
 };
 
 struct Output {

@@ -81,6 +81,7 @@ Clip clip_of(const GatherFramesParams& p, int64_t n) {
           static_cast<int>(clip.resized_width),
           static_cast<int>(clip.top),
           static_cast<int>(clip.left),
+          static_cast<int>(kStagedSide / clip.resized_width),
           clip.flip,
           f.stride(2) == 3 && f.stride(3) == 1};
 }

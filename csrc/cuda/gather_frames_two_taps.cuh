@@ -72,7 +72,7 @@ struct RowEntry {
 };
 struct ColumnEntry {
   unsigned word;     // of its first pixel in a staged row
-  unsigned weights;  // 16 bits for each of the two pixels
+  unsigned weights;  // 16 bits for each of the two pixels; their sum is the same for all columns, and at most 2^15
 };
 
 // Copies pixels of a source row from `column` on to shared memory, one to a word, by all lanes of a warp. What is read
@@ -120,6 +120,7 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
   const int width = static_cast<int>(a.width);
   const int columns = std::min(tiling.columns, width - x0), rows = std::min(tiling.rows, static_cast<int>(a.height) - y0);
 
+  const int64_t index = source_frame(a, clip, n, t);
   const TwoTaps vertical(clip.height, clip.resized_height), horizontal(clip.width, clip.resized_width);
   const int top = clip.top + y0;  // in resized pixels
   const int leftmost = clip.left + (clip.flip ? width - x0 - columns : x0);
@@ -131,7 +132,8 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
     int second;
     const int first = horizontal.first(leftmost + (clip.flip ? columns - 1 - inside : inside), &second);
     column_table[x] = {static_cast<unsigned>(first - first_column),
-                       static_cast<unsigned>(2 * horizontal.resized - second) | static_cast<unsigned>(second) << 16};
+                       static_cast<unsigned>(clip.column_factor) *
+                           (static_cast<unsigned>(2 * horizontal.resized - second) + (static_cast<unsigned>(second) << 16))};
   }
 #pragma unroll 1
   for (int y = thread; y < rows; y += 32 * kWarps) {
@@ -142,7 +144,7 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
 
   const int staged_columns = horizontal.first(leftmost + columns - 1) + 2 - first_column;
   const int staged_rows = adjacent ? vertical.first(top + rows - 1) + 2 - first_row : 2 * rows;
-  const uint8_t* frame = clip.frames + source_frame(a, clip, n, t) * clip.stride_t;
+  const uint8_t* frame = clip.frames + index * clip.stride_t;
 #pragma unroll 1
   for (int staged = warp; staged < staged_rows; staged += kWarps) {
     const int row = adjacent ? first_row + staged : vertical.first(top + staged / 2) + staged % 2;
@@ -163,10 +165,15 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
     from[p] = pixels + next * tiling.pitch + column.word;
     weights[p] = column.weights;
   }
-  float scale[3];
-  for (int c = 0; c < 3; ++c) scale[c] = a.scale[c] * horizontal.unit;
+  // A dot product of bytes and weights is an integer below 2^23. Added to the bits of 2^23 it makes those of a float, for
+  // which `scale` and `shift` normalise. Since the weights are as large as they may be, 2^23 costs the shift no accuracy.
+  constexpr unsigned kBits = 0x4B000000;
+  float scale[3], shift[3];
+  for (int c = 0; c < 3; ++c) {
+    scale[c] = a.scale[c] / static_cast<float>(2 * horizontal.resized * clip.column_factor);
+    shift[c] = fmaf(-8388608.0f, scale[c], a.shift[c]);
+  }
   const auto mix_columns = [&](float(&mixed)[3 * kLanePixels]) {
-    constexpr unsigned kBits = 0x4B000000;  // of 2^23, to which the dot products add an integer below it
     for (int p = 0; p < kLanePixels; ++p) {
       const uint32_t left = from[p][0], right = from[p][1];
       from[p] += tiling.pitch;
@@ -174,7 +181,7 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
       const unsigned sums[3] = {__dp2a_lo(weights[p], red_green, kBits), __dp2a_hi(weights[p], red_green, kBits),
                                 __dp2a_lo(weights[p], blue, kBits)};
       for (int c = 0; c < 3; ++c)
-        mixed[3 * p + c] = (__uint_as_float(sums[c]) - 8388608.0f) * scale[c] + a.shift[c];
+        mixed[3 * p + c] = fmaf(__uint_as_float(sums[c]), scale[c], shift[c]);
     }
   };
 
