@@ -13,7 +13,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     keeps a CUDA graph from capturing the copy; so the graph goes on reading the values of the time of its capture.
     """
     if tensor.device.type == "cpu" and device.type == "cuda" and not torch.compiler.is_compiling():
-        tensor = tensor.pin_memory()
+        tensor = tensor.contiguous().pin_memory()
         if torch.cuda.is_current_stream_capturing():
             _captured.append(tensor)
     return tensor.to(device, non_blocking=True)

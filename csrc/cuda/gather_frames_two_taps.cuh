@@ -1,14 +1,14 @@
 // gather_frames where every output pixel comes from two source rows and two columns: all but shrinking with antialias.
 //
 // What bounds it is memory: a 16-bit output is two to three times as large as the source pixels under it. To stay below
-// the memory's time there must be few instructions for each value, so the work is separable. A block makes a tile of one
-// frame:
-//   1. The source pixels under the tile go to shared memory as words of four bytes (the last one is waste), 4 pixels and
-//      16 bytes per thread. Rows of RGB pixels begin at any byte, so this is also where they are aligned.
+// the memory's time there must be few instructions for each value, so the work is separable. A block makes a tile of
+// one frame:
+//   1. The source pixels under the tile go to shared memory as words of four bytes (the last one is waste). Rows of RGB
+//   pixels begin at any byte, so this is also where they are aligned.
 //   2. A warp walks down a strip of output rows. A lane has four columns, whose weights stay in registers. For each
 //      source row it mixes two words horizontally, with integer weights, exactly; and for each output row it mixes the
-//      two source rows that it holds in registers, casts, and writes to the Fast frame and, where it is one, to the Slow
-//      frame. Interleaved pixels take the way through shared memory to be written in whole lines.
+//      two source rows that it holds in registers, casts, and writes to the Fast frame and, where it is one, to the
+//      Slow frame. Interleaved pixels take the way through shared memory to be written in whole lines.
 // A constant image stays exactly constant: the weights of a column always have the same sum, and two equal rows have no
 // difference to mix in.
 #pragma once
@@ -31,6 +31,10 @@ constexpr int kWarps = TWO_TAPS_WARPS;     // of a block: one or two beside each
 constexpr int kStripRows = TWO_TAPS_ROWS;  // output rows of a warp
 constexpr int kLanePixels = 4;             // in two groups of two adjacent ones
 constexpr int kWarpPixels = 32 * kLanePixels;
+#ifndef TWO_TAPS_BATCH
+#define TWO_TAPS_BATCH 4
+#endif
+constexpr int kBatch = TWO_TAPS_BATCH;  // of four pixels that a thread has under way to shared memory
 constexpr int kMaxGridY = 65535;
 
 // Which two source pixels make pixel i of a resized axis, as ResizeAxis says for two taps. The weights are integers,
@@ -75,31 +79,24 @@ struct ColumnEntry {
   unsigned weights;  // 16 bits for each of the two pixels; their sum is the same for all columns, and at most 2^15
 };
 
-// Copies pixels of a source row from `column` on to shared memory, one to a word, by all lanes of a warp. What is read
-// lies inside the row; what lies beyond is zero.
-__device__ inline void stage_row(const Clip& clip, const uint8_t* row, int column, int count, uint32_t* to, int lane) {
-  const unsigned offset = static_cast<unsigned>(reinterpret_cast<uintptr_t>(row + 3 * (column + 4 * lane)) & 3);
-  for (int x = 4 * lane; x < count; x += 4 * 32) {
-    const int begin = 3 * (column + x) - static_cast<int>(offset);  // of four words that are aligned
-    if (clip.dense && begin >= 0 && begin + 16 <= 3 * clip.width) {
-      const uint32_t* words = reinterpret_cast<const uint32_t*>(row + begin);
-      const uint32_t a = __ldg(words), b = __ldg(words + 1), c = __ldg(words + 2), d = __ldg(words + 3);
-      const uint32_t first = __funnelshift_r(a, b, 8 * offset), second = __funnelshift_r(b, c, 8 * offset),
-                     third = __funnelshift_r(c, d, 8 * offset);
-      *reinterpret_cast<uint4*>(to + x) = make_uint4(first, __funnelshift_r(first, second, 24),
-                                                     __funnelshift_r(second, third, 16), third >> 8);
-    } else {
-#pragma unroll 1
-      for (int k = 0; k < 4; ++k) {
-        uint32_t pixel = 0;
-        const uint8_t* from = row + (column + x + k) * clip.stride_w;
-        if (column + x + k < clip.width)
-          for (int c = 0; c < 3; ++c) pixel |= static_cast<uint32_t>(from[c * clip.stride_c]) << 8 * c;
-        to[x + k] = pixel;
-      }
-    }
+// Twelve bytes on their way to shared memory, in the four aligned words that they are in.
+struct FourPixels {
+  uint32_t words[4];
+  unsigned skipped;  // bits in front
+
+  __device__ void load(const uint8_t* bytes) {
+    const unsigned offset = static_cast<unsigned>(reinterpret_cast<uintptr_t>(bytes) & 3);
+    skipped = 8 * offset;
+    for (int i = 0; i < 4; ++i) words[i] = __ldg(reinterpret_cast<const uint32_t*>(bytes - offset) + i);
   }
-}
+
+  // Three bytes, and a fourth that means nothing, in each word.
+  __device__ uint4 pixels() const {
+    const uint32_t a = __funnelshift_r(words[0], words[1], skipped), b = __funnelshift_r(words[1], words[2], skipped),
+                   c = __funnelshift_r(words[2], words[3], skipped);
+    return make_uint4(a, __funnelshift_r(a, b, 24), __funnelshift_r(b, c, 16), c >> 8);
+  }
+};
 
 template <typename T, bool kPlanar>
 __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
@@ -109,8 +106,9 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
   const int warp = static_cast<int>(threadIdx.y + blockDim.y * threadIdx.z), thread = 32 * warp + lane;
   SF_DYNAMIC_SHARED(uint32_t, pixels);  // [staged_rows, pitch]
   ColumnEntry* column_table = reinterpret_cast<ColumnEntry*>(pixels + tiling.staged_rows * tiling.pitch);
-  Pack<T, 2>* exchange = reinterpret_cast<Pack<T, 2>*>(column_table + kWarpPixels * across);  // [kWarps, 3, 64]
-  RowEntry* row_table = reinterpret_cast<RowEntry*>(exchange + (kPlanar ? 0 : kWarps * 3 * kWarpPixels / 2));
+  int64_t* row_offsets = reinterpret_cast<int64_t*>(column_table + kWarpPixels * across);  // [staged_rows]
+  RowEntry* row_table = reinterpret_cast<RowEntry*>(row_offsets + tiling.staged_rows);     // [rows]
+  Pack<T, 2>* exchange = reinterpret_cast<Pack<T, 2>*>(row_table + tiling.rows);           // [kWarps, 3, 64]
 
   const unsigned n = blockIdx.z, t = blockIdx.y, tiles = static_cast<unsigned>(tiling.column_tiles);
   const Clip& clip = a.clips[n];
@@ -118,7 +116,8 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
   const int x0 = static_cast<int>(blockIdx.x - row_tile * tiles) * tiling.columns;
   const int y0 = static_cast<int>(row_tile) * tiling.rows;
   const int width = static_cast<int>(a.width);
-  const int columns = std::min(tiling.columns, width - x0), rows = std::min(tiling.rows, static_cast<int>(a.height) - y0);
+  const int columns = std::min(tiling.columns, width - x0),
+            rows = std::min(tiling.rows, static_cast<int>(a.height) - y0);
 
   const int64_t index = source_frame(a, clip, n, t);
   const TwoTaps vertical(clip.height, clip.resized_height), horizontal(clip.width, clip.resized_width);
@@ -131,9 +130,10 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
     const int inside = std::min(x, columns - 1);
     int second;
     const int first = horizontal.first(leftmost + (clip.flip ? columns - 1 - inside : inside), &second);
-    column_table[x] = {static_cast<unsigned>(first - first_column),
-                       static_cast<unsigned>(clip.column_factor) *
-                           (static_cast<unsigned>(2 * horizontal.resized - second) + (static_cast<unsigned>(second) << 16))};
+    column_table[x] = {
+        static_cast<unsigned>(first - first_column),
+        static_cast<unsigned>(clip.column_factor) *
+            (static_cast<unsigned>(2 * horizontal.resized - second) + (static_cast<unsigned>(second) << 16))};
   }
 #pragma unroll 1
   for (int y = thread; y < rows; y += 32 * kWarps) {
@@ -142,14 +142,44 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
     row_table[y] = {staged, vertical.unit * static_cast<float>(staged & 1 ? 2 * vertical.resized - second : second)};
   }
 
-  const int staged_columns = horizontal.first(leftmost + columns - 1) + 2 - first_column;
   const int staged_rows = adjacent ? vertical.first(top + rows - 1) + 2 - first_row : 2 * rows;
-  const uint8_t* frame = clip.frames + index * clip.stride_t;
 #pragma unroll 1
-  for (int staged = warp; staged < staged_rows; staged += kWarps) {
+  for (int staged = thread; staged < staged_rows; staged += 32 * kWarps) {
     const int row = adjacent ? first_row + staged : vertical.first(top + staged / 2) + staged % 2;
-    stage_row(clip, frame + std::min(row, clip.height - 1) * clip.stride_h, first_column, staged_columns,
-              pixels + staged * tiling.pitch, lane);
+    row_offsets[staged] = std::min(row, clip.height - 1) * clip.stride_h;
+  }
+  __syncthreads();
+
+  const uint8_t* frame = clip.frames + index * clip.stride_t;
+  const int staged_columns = horizontal.first(leftmost + columns - 1) + 2 - first_column;
+  // A thread copies the same four columns of all rows, or of each `beside`-th.
+  constexpr int kThreadsOfBlock = 32 * kWarps;
+  const int quads = (staged_columns + 3) / 4, beside = std::max(kThreadsOfBlock / quads, 1);
+  for (int quad = thread % quads; quad < quads && thread / quads < beside; quad += kThreadsOfBlock) {
+    const int column = first_column + 4 * quad;
+    uint32_t* to = pixels + 4 * quad;
+    if (clip.dense && column > 0 && 3 * column + 16 <= 3 * clip.width) {  // the words lie inside the row
+#pragma unroll 1
+      for (int first = thread / quads; first < staged_rows; first += kBatch * beside) {
+        FourPixels fours[kBatch];
+        for (int i = 0; i < kBatch; ++i)
+          if (first + i * beside < staged_rows) fours[i].load(frame + row_offsets[first + i * beside] + 3 * column);
+        for (int i = 0; i < kBatch; ++i)
+          if (first + i * beside < staged_rows)
+            *reinterpret_cast<uint4*>(to + (first + i * beside) * tiling.pitch) = fours[i].pixels();
+      }
+    } else {
+#pragma unroll 1
+      for (int staged = thread / quads; staged < staged_rows; staged += beside) {
+#pragma unroll 1
+        for (int i = 0; i < std::min(4, clip.width - column); ++i) {
+          const uint8_t* from = frame + row_offsets[staged] + (column + i) * clip.stride_w;
+          to[staged * tiling.pitch + i] = static_cast<uint32_t>(from[0]) |
+                                          static_cast<uint32_t>(from[clip.stride_c]) << 8 |
+                                          static_cast<uint32_t>(from[2 * clip.stride_c]) << 16;
+        }
+      }
+    }
   }
   __syncthreads();
 
@@ -165,23 +195,23 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
     from[p] = pixels + next * tiling.pitch + column.word;
     weights[p] = column.weights;
   }
-  // A dot product of bytes and weights is an integer below 2^23. Added to the bits of 2^23 it makes those of a float, for
-  // which `scale` and `shift` normalise. Since the weights are as large as they may be, 2^23 costs the shift no accuracy.
+  // A dot product of bytes and weights is an integer below 2^23. Added to the bits of 2^23 it makes those of a float,
+  // for which `scale` and `shift` normalise. Since the weights are as large as they may be, 2^23 costs the shift no
+  // accuracy.
   constexpr unsigned kBits = 0x4B000000;
   float scale[3], shift[3];
   for (int c = 0; c < 3; ++c) {
     scale[c] = a.scale[c] / static_cast<float>(2 * horizontal.resized * clip.column_factor);
     shift[c] = fmaf(-8388608.0f, scale[c], a.shift[c]);
   }
-  const auto mix_columns = [&](float(&mixed)[3 * kLanePixels]) {
+  const auto mix_columns = [&](float (&mixed)[3 * kLanePixels]) {
     for (int p = 0; p < kLanePixels; ++p) {
       const uint32_t left = from[p][0], right = from[p][1];
       from[p] += tiling.pitch;
       const uint32_t red_green = __byte_perm(left, right, 0x5140), blue = __byte_perm(left, right, 0x0062);
       const unsigned sums[3] = {__dp2a_lo(weights[p], red_green, kBits), __dp2a_hi(weights[p], red_green, kBits),
                                 __dp2a_lo(weights[p], blue, kBits)};
-      for (int c = 0; c < 3; ++c)
-        mixed[3 * p + c] = fmaf(__uint_as_float(sums[c]), scale[c], shift[c]);
+      for (int c = 0; c < 3; ++c) mixed[3 * p + c] = fmaf(__uint_as_float(sums[c]), scale[c], shift[c]);
     }
   };
 
@@ -207,14 +237,12 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
         mix_columns(even);
     }
     T values[3 * kLanePixels];
-    for (int i = 0; i < 3 * kLanePixels; ++i)
-      values[i] = to_output<T>(even[i] + (odd[i] - even[i]) * entry->odd_part);
+    for (int i = 0; i < 3 * kLanePixels; ++i) values[i] = to_output<T>(even[i] + (odd[i] - even[i]) * entry->odd_part);
 
     Pack<T, kSize> packs[kPlanes][kParts];
     if constexpr (kPlanar) {
       for (int c = 0; c < 3; ++c)
-        for (int part = 0; part < kParts; ++part)
-          packs[c][part] = {{values[6 * part + c], values[6 * part + 3 + c]}};
+        for (int part = 0; part < kParts; ++part) packs[c][part] = {{values[6 * part + c], values[6 * part + 3 + c]}};
     } else {
       for (int i = 0; i < 3 * kLanePixels / 2; ++i)
         exchange[96 * (i / 3) + 3 * lane + i % 3] = {{values[2 * i], values[2 * i + 1]}};
@@ -251,8 +279,8 @@ inline int warps_across(const Tiling& tiling) { return tiling.columns > kWarpPix
 template <typename T>
 int64_t two_taps_shared_bytes(const Tiling& tiling, bool planar) {
   return sizeof(uint32_t) * static_cast<int64_t>(tiling.staged_rows) * tiling.pitch +
-         sizeof(ColumnEntry) * kWarpPixels * warps_across(tiling) + (planar ? 0 : sizeof(T) * kWarps * 3 * kWarpPixels) +
-         sizeof(RowEntry) * tiling.rows;
+         sizeof(ColumnEntry) * kWarpPixels * warps_across(tiling) + sizeof(int64_t) * tiling.staged_rows +
+         sizeof(RowEntry) * tiling.rows + (planar ? 0 : sizeof(T) * kWarps * 3 * kWarpPixels);
 }
 
 // Launches the kernel, with the largest tiles that fit into shared memory; false if it cannot make this output.
@@ -285,13 +313,13 @@ bool launch_two_taps(Arguments* a, int64_t clips, void* stream) {
                                                 : tiling.rows * clip.height / clip.resized_height + 3);
       }
       tiling.pitch = (pixels + 3) / 4 * 4;
-      tiling.staged_rows = staged_rows;
+      tiling.staged_rows = (staged_rows + 1) / 2 * 2;  // which aligns what comes after it
       const int64_t shared_bytes = two_taps_shared_bytes<T>(tiling, a->planar);
       if (shared_bytes > kSharedBytes) continue;
       tiling.row_tiles = static_cast<int>((a->height + tiling.rows - 1) / tiling.rows);
       tiling.column_tiles = static_cast<int>((a->width + tiling.columns - 1) / tiling.columns);
-      const auto kernel = a->planar ? gather_frames_two_taps_forward_kernel<T, true>
-                                    : gather_frames_two_taps_forward_kernel<T, false>;
+      const auto kernel =
+          a->planar ? gather_frames_two_taps_forward_kernel<T, true> : gather_frames_two_taps_forward_kernel<T, false>;
       SF_LAUNCH(kernel,
                 dim3(static_cast<unsigned>(tiling.row_tiles * tiling.column_tiles),
                      static_cast<unsigned>(a->fast.frames), static_cast<unsigned>(clips)),

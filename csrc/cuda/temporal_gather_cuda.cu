@@ -1,9 +1,9 @@
 // CUDA kernels of temporal_gather: a copy, so all that matters is wide, coalesced accesses.
 //
 // Grid: x over the units of a frame, y over frames, z over clips. A unit is 16 bytes where both frames are aligned and
-// their rows are that wide, otherwise one element. The backward is in gather form: a thread owns units of grad_input and
-// sums over the output frames that read its frame in ascending order, so there is nothing to synchronise. Most frames
-// are read by one or by none.
+// their rows are that wide, otherwise one element. The backward is in gather form: a thread owns units of grad_input
+// and sums over the output frames that read its frame in ascending order, so there is nothing to synchronise; the lanes
+// of a warp look for those together.
 
 #include "cuda_utils.cuh"
 #include "slowfast/temporal_gather.h"
@@ -16,7 +16,7 @@ constexpr int kThreads = 256;
 #ifndef TEMPORAL_UNITS
 #define TEMPORAL_UNITS 4
 #endif
-constexpr int kUnits = TEMPORAL_UNITS;  // of a thread in the backward, for which it looks up the readers of its frame once
+constexpr int kUnits = TEMPORAL_UNITS;  // of a thread in the backward
 
 struct GatherLoop {
   FrameLoop frame;  // sizes and strides in units of the kernel's type
@@ -70,27 +70,33 @@ __global__ void __launch_bounds__(kThreads)
                                     Pack<T, kSize>* grad_input, int64_t picked, GatherLoop loop) {
   using Acc = accumulator_t<T>;
   const int64_t n = blockIdx.z, t = blockIdx.y;
-  int64_t first = 0;
-  while (first < picked && loop.index(indices, n, first) != t) ++first;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < loop.frame.numel(); i += step) {
-    int64_t to, from;
-    offsets<kDense>(loop.frame, i, &to, &from);
-    Acc sums[kSize] = {};
-    for (int64_t k = first; k < picked; ++k) {
-      if (loop.index(indices, n, k) != t) continue;
-      const Pack<T, kSize> read = grad_output[n * loop.clip_stride_b + k * loop.time_stride_b + from];
-      for (int j = 0; j < kSize; ++j) sums[j] += static_cast<Acc>(read.values[j]);
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kThreads * kUnits + threadIdx.x;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  Acc sums[kUnits][kSize] = {};
+  int64_t to[kUnits], from[kUnits];
+  for (int u = 0; u < kUnits; ++u) offsets<kDense>(loop.frame, begin + u * kThreads, &to[u], &from[u]);
+  for (int64_t base = 0; base < picked; base += 32) {
+    const bool reads = base + lane < picked && loop.index(indices, n, base + lane) == t;
+    for (unsigned readers = __ballot_sync(0xFFFFFFFFu, reads); readers; readers &= readers - 1) {
+      const int64_t k = base + __ffs(static_cast<int>(readers)) - 1;
+      for (int u = 0; u < kUnits; ++u) {
+        if (begin + u * kThreads >= loop.frame.numel()) break;
+        const Pack<T, kSize> read = grad_output[n * loop.clip_stride_b + k * loop.time_stride_b + from[u]];
+        for (int j = 0; j < kSize; ++j) sums[u][j] += static_cast<Acc>(read.values[j]);
+      }
     }
+  }
+  for (int u = 0; u < kUnits; ++u) {
+    if (begin + u * kThreads >= loop.frame.numel()) break;
     Pack<T, kSize> sum;
-    for (int j = 0; j < kSize; ++j) sum.values[j] = T(sums[j]);
-    grad_input[n * loop.clip_stride_a + t * loop.time_stride_a + to] = sum;
+    for (int j = 0; j < kSize; ++j) sum.values[j] = T(sums[u][j]);
+    grad_input[n * loop.clip_stride_a + t * loop.time_stride_a + to[u]] = sum;
   }
 }
 
 GatherLoop make_loop(const TensorView& a, const TensorView& b, const TensorView& indices, int64_t frames) {
-  return {FrameLoop(a, b),   a.stride(0),       b.stride(0), a.stride(2), b.stride(2),
-          indices.stride(0), indices.stride(1), frames};
+  return {FrameLoop(a, b), a.stride(0),       b.stride(0),       a.stride(2),
+          b.stride(2),     indices.stride(0), indices.stride(1), frames};
 }
 
 // Whether every access can move `bytes` at once; if so, turns the loop's units from elements into groups of them.
@@ -110,9 +116,9 @@ bool widen(GatherLoop* loop, const void* a, const void* b, int64_t element, int6
 
 bool is_dense(const GatherLoop& loop) { return loop.frame.size[0] == 1 && loop.frame.size[1] == 1; }
 
-dim3 make_grid(const GatherLoop& loop, int64_t frames, int64_t clips, int64_t units_per_thread) {
-  const int64_t units = kThreads * units_per_thread, blocks = (loop.frame.numel() + units - 1) / units;
-  return dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096), static_cast<unsigned>(frames),
+dim3 make_grid(const GatherLoop& loop, int64_t frames, int64_t clips, int64_t units_per_block, int64_t most_blocks) {
+  const int64_t blocks = (loop.frame.numel() + units_per_block - 1) / units_per_block;
+  return dim3(static_cast<unsigned>(std::min(blocks, most_blocks)), static_cast<unsigned>(frames),
               static_cast<unsigned>(clips));
 }
 
@@ -120,17 +126,17 @@ template <typename Unit>
 void forward(const TemporalGatherParams& p, const GatherLoop& loop, void* stream) {
   const auto kernel =
       is_dense(loop) ? temporal_gather_forward_kernel<Unit, true> : temporal_gather_forward_kernel<Unit, false>;
-  SF_LAUNCH(kernel, make_grid(loop, p.output.size(2), p.output.size(0), 1), dim3(kThreads), 0, stream,
+  SF_LAUNCH(kernel, make_grid(loop, p.output.size(2), p.output.size(0), kThreads, 4096), dim3(kThreads), 0, stream,
             p.input.as<const Unit>(), p.indices.as<const int64_t>(), p.output.as<Unit>(), loop);
 }
 
 template <typename T, int kSize>
 void backward(const TemporalGatherBackwardParams& p, const GatherLoop& loop, void* stream) {
-  const auto kernel =
-      is_dense(loop) ? temporal_gather_backward_kernel<T, kSize, true> : temporal_gather_backward_kernel<T, kSize, false>;
-  SF_LAUNCH(kernel, make_grid(loop, p.grad_input.size(2), p.grad_input.size(0), kUnits), dim3(kThreads), 0, stream,
-            p.grad_output.as<const Pack<T, kSize>>(), p.indices.as<const int64_t>(), p.grad_input.as<Pack<T, kSize>>(),
-            p.grad_output.size(2), loop);
+  const auto kernel = is_dense(loop) ? temporal_gather_backward_kernel<T, kSize, true>
+                                     : temporal_gather_backward_kernel<T, kSize, false>;
+  SF_LAUNCH(kernel, make_grid(loop, p.grad_input.size(2), p.grad_input.size(0), kThreads * kUnits, 0x7FFFFFFF),
+            dim3(kThreads), 0, stream, p.grad_output.as<const Pack<T, kSize>>(), p.indices.as<const int64_t>(),
+            p.grad_input.as<Pack<T, kSize>>(), p.grad_output.size(2), loop);
 }
 
 }  // namespace
