@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slowfast_ops._transfer import to_device
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.gather_frames import ops, reference
 from slowfast_ops.temporal_gather.api import check_slow_sampling
@@ -70,8 +71,9 @@ def gather_frames(
         ValueError: a wrong dtype or shape; no indices, an index outside its clip, or a number of them that `alpha`
             does not divide; a crop that is not inside the resized frame; clips that come out at different sizes.
             (Indices are checked for CPU tensors; on a GPU they are clamped into the clip, since looking would stall
-            the stream. There, a CUDA graph can capture a call whose indices are on the GPU as well; it reads the same
-            frames with the same resizing, crop and flip at every replay.)
+            the stream. There, a CUDA graph can capture a call; at every replay it resizes, crops and flips the same
+            way, and reads the frames that indices on the GPU then say, or those that indices given from the host
+            said at the capture.)
     """
     clips, single = _clips(frames)
     indices = _indices(indices, clips)
@@ -156,7 +158,7 @@ def _indices(indices: Any, clips: list[Tensor]) -> Tensor:
     if not clips:
         return indices
     if clips[0].device.type != "cpu":
-        return indices.to(clips[0].device, non_blocking=True)
+        return to_device(indices, clips[0].device)
     indices = indices.to("cpu")
     if not torch.compiler.is_compiling():  # a compiler has no values: the kernel checks them as it runs
         lengths = torch.tensor([[clip.shape[0]] for clip in clips])

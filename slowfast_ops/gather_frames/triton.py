@@ -15,10 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slowfast_ops._transfer import to_device
 from slowfast_ops.gather_frames.native import outputs, windows_of
 
 BLOCK = 128
-LINES = {False: 8, True: 4}  # by antialias, whose loops need more registers for each value
+# By antialias, whose loops need more registers for each value, and do enough for each to make up for the preparations.
+LINES = {False: 8, True: 4}
+STEPS = {False: 4, True: 1}
 COLUMNS = tl.constexpr(19)  # of the table: see _table
 NARROW_SIDE = 16384  # up to so many pixels, positions and weights are exact in int32
 
@@ -48,10 +51,11 @@ def forward_kernel(
     ANTIALIAS: tl.constexpr,
     NARROW: tl.constexpr,
     DOUBLE: tl.constexpr,
+    STEPS: tl.constexpr,
     LINES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program makes BLOCK values of LINES lines of a frame.
+    """One program makes BLOCK values of STEPS * LINES lines of a frame, LINES at a time.
 
     A line is what is adjacent in memory: a row of interleaved pixels (channels_last_3d), or a row of one channel.
     """
@@ -60,12 +64,12 @@ def forward_kernel(
     lines = height if CHANNELS_LAST else 3 * height
     length = 3 * width if CHANNELS_LAST else width
     blocks = tl.cdiv(length, BLOCK)
+    tiles = tl.cdiv(lines, STEPS * LINES)
     program = tl.program_id(0)
-    line = program // blocks % tl.cdiv(lines, LINES) * LINES + tl.arange(0, LINES)
     place = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    t = (program // blocks // tl.cdiv(lines, LINES)).to(tl.int64)
+    tile = program // blocks % tiles
+    t = (program // blocks // tiles).to(tl.int64)
     n = tl.program_id(1).to(tl.int64)
-    inside = (line < lines)[:, None] & (place < length)[None, :]
 
     clip = table_ptr + n * COLUMNS
     stride_t, stride_h = tl.load(clip + 1), tl.load(clip + 2)
@@ -74,81 +78,90 @@ def forward_kernel(
     source_height, source_width = tl.load(clip + 6).to(Int), tl.load(clip + 7).to(Int)
     resized_height, resized_width = tl.load(clip + 8).to(Int), tl.load(clip + 9).to(Int)
     top, left, flip = tl.load(clip + 10).to(Int), tl.load(clip + 11).to(Int), tl.load(clip + 12)
+    scales, shifts = _three(clip + 13, Real), _three(clip + 16, Real)
     index = tl.load(indices_ptr + n * indices_n + t * indices_t)
     index = tl.minimum(tl.maximum(index, 0), count - 1)
     frame = tl.load(clip).to(tl.pointer_type(tl.uint8)) + index * stride_t
 
-    if CHANNELS_LAST:
-        y, x = line, place // 3
-        channel = (place % 3)[None, :]
-    else:
-        y, x = line % height, place
-        channel = (line // height)[:, None]
-    frame_of_channel = frame + channel * stride_c
-    row = top + y
+    x = place // 3 if CHANNELS_LAST else place
     column = left + tl.where(flip != 0, width - 1 - x, x)
-
     if ANTIALIAS:
-        first_row = _first(row, source_height, resized_height)
         first_column = _first(column, source_width, resized_width)
-        value = tl.zeros([LINES, BLOCK], dtype=Real)
-        row_weights = tl.zeros([LINES], dtype=Int)
-        for k in range(_taps(source_height, resized_height)):
-            row_weight = _raw_weight(row, first_row + k, source_height, resized_height)
-            row_weights += row_weight
-            mixed = tl.zeros([LINES, BLOCK], dtype=Real)
-            column_weights = tl.zeros([BLOCK], dtype=Int)
-            for i in range(_taps(source_width, resized_width)):
-                weight = _raw_weight(column, first_column + i, source_width, resized_width)
-                column_weights += weight
-                offset = ((first_row + k) * stride_h)[:, None] + ((first_column + i) * stride_w)[None, :]
-                reached = inside & (row_weight > 0)[:, None] & (weight > 0)[None, :]
-                pixel = tl.load(frame_of_channel + offset, mask=reached, other=0).to(Real)
-                mixed += (pixel - mixed) * (weight.to(Real) / tl.maximum(column_weights, 1).to(Real))[None, :]
-            value += (mixed - value) * (row_weight.to(Real) / tl.maximum(row_weights, 1).to(Real))[:, None]
     else:
-        first_row, down = _two_taps(row, source_height, resized_height, Real)
         first_column, across = _two_taps(column, source_width, resized_width, Real)
-        rows = (first_row * stride_h)[:, None]
-        columns = (first_column * stride_w)[None, :]
-        below = tl.where(down > 0, stride_h, 0)[:, None]
-        right = tl.where(across > 0, stride_w, 0)[None, :]
-        upper = frame_of_channel + rows + columns
-        a = tl.load(upper, mask=inside, other=0).to(Real)
-        b = tl.load(upper + right, mask=inside, other=0).to(Real)
-        c = tl.load(upper + below, mask=inside, other=0).to(Real)
-        d = tl.load(upper + below + right, mask=inside, other=0).to(Real)
-        value = a + (b - a) * across[None, :]
-        value += (c + (d - c) * across[None, :] - value) * down[:, None]
+    is_slow, slow_index = _slow_frame(t, frames, slow_frames, LINSPACE)
+    fast_frame = fast_ptr + n * fast_n + t * fast_t
+    slow_frame = slow_ptr + n * slow_n + slow_index * slow_t
 
-    if fast_ptr.dtype.element_ty == tl.uint8:
-        # The last bits of 2^23 + value are the nearest integer, the even one on a tie.
-        result = (value + 8388608.0).to(tl.int32, bitcast=True).to(tl.uint8)
-    else:
-        red, green, blue = _three(clip + 13, Real)
-        scale = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
-        red, green, blue = _three(clip + 16, Real)
-        shift = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
-        result = (value * scale + shift).to(fast_ptr.dtype.element_ty)
+    for step in range(STEPS):
+        line = (tile * STEPS + step) * LINES + tl.arange(0, LINES)
+        inside = (line < lines)[:, None] & (place < length)[None, :]
+        y = line if CHANNELS_LAST else line % height
+        channel = (place % 3)[None, :] if CHANNELS_LAST else (line // height)[:, None]
+        row = top + y
+        frame_of_channel = frame + channel * stride_c
 
-    if CHANNELS_LAST:
-        to = (y * fast_h)[:, None] + place[None, :]
-        slow_to = (y * slow_h)[:, None] + place[None, :]
-    else:
-        to = (y * fast_h)[:, None] + channel * fast_c + place[None, :]
-        slow_to = (y * slow_h)[:, None] + channel * slow_c + place[None, :]
-    tl.store(fast_ptr + n * fast_n + t * fast_t + to, result, mask=inside)
-    if slow_frames > 0:  # slow_frame_of in csrc/include/slowfast/gather_frames_math.h
-        if LINSPACE:
-            i = (t * (slow_frames - 1) + frames - 2) // (frames - 1)
-            is_slow = i * (frames - 1) // tl.maximum(slow_frames - 1, 1) == t
+        if ANTIALIAS:
+            first_row = _first(row, source_height, resized_height)
+            value = tl.zeros([LINES, BLOCK], dtype=Real)
+            row_weights = tl.zeros([LINES], dtype=Int)
+            for k in range(_taps(source_height, resized_height)):
+                row_weight = _raw_weight(row, first_row + k, source_height, resized_height)
+                row_weights += row_weight
+                mixed = tl.zeros([LINES, BLOCK], dtype=Real)
+                column_weights = tl.zeros([BLOCK], dtype=Int)
+                for i in range(_taps(source_width, resized_width)):
+                    weight = _raw_weight(column, first_column + i, source_width, resized_width)
+                    column_weights += weight
+                    offset = ((first_row + k) * stride_h)[:, None] + ((first_column + i) * stride_w)[None, :]
+                    reached = inside & (row_weight > 0)[:, None] & (weight > 0)[None, :]
+                    pixel = tl.load(frame_of_channel + offset, mask=reached, other=0).to(Real)
+                    mixed += (pixel - mixed) * (weight.to(Real) / tl.maximum(column_weights, 1).to(Real))[None, :]
+                value += (mixed - value) * (row_weight.to(Real) / tl.maximum(row_weights, 1).to(Real))[:, None]
         else:
-            i = t // (frames // slow_frames)
-            is_slow = t % (frames // slow_frames) == 0
-        tl.store(slow_ptr + n * slow_n + i * slow_t + slow_to, result, mask=inside & is_slow)
+            first_row, down = _two_taps(row, source_height, resized_height, Real)
+            rows = (first_row * stride_h)[:, None]
+            columns = (first_column * stride_w)[None, :]
+            below = tl.where(down > 0, stride_h, 0)[:, None]
+            right = tl.where(across > 0, stride_w, 0)[None, :]
+            upper = frame_of_channel + rows + columns
+            a = tl.load(upper, mask=inside, other=0).to(Real)
+            b = tl.load(upper + right, mask=inside, other=0).to(Real)
+            c = tl.load(upper + below, mask=inside, other=0).to(Real)
+            d = tl.load(upper + below + right, mask=inside, other=0).to(Real)
+            value = a + (b - a) * across[None, :]
+            value += (c + (d - c) * across[None, :] - value) * down[:, None]
+
+        if fast_ptr.dtype.element_ty == tl.uint8:
+            # In 2^23 + value, only the integer nearest to value is left of it, the even one on a tie. (Its bits are not
+            # taken from there by a bitcast, because some versions of ptxas store the byte of a float wrongly.)
+            result = (value + 8388608.0 - 8388608.0).to(tl.int32).to(tl.uint8)
+        else:
+            scale = tl.where(channel == 0, scales[0], tl.where(channel == 1, scales[1], scales[2]))
+            shift = tl.where(channel == 0, shifts[0], tl.where(channel == 1, shifts[1], shifts[2]))
+            result = (value * scale + shift).to(fast_ptr.dtype.element_ty)
+
+        fast_line, slow_line = (y * fast_h)[:, None], (y * slow_h)[:, None]
+        if not CHANNELS_LAST:
+            fast_line += channel * fast_c
+            slow_line += channel * slow_c
+        tl.store(fast_frame + fast_line + place[None, :], result, mask=inside)
+        if is_slow:
+            tl.store(slow_frame + slow_line + place[None, :], result, mask=inside)
 
 
 # The arithmetic of ResizeAxis in csrc/include/slowfast/gather_frames_math.h.
+
+
+@triton.jit
+def _slow_frame(t, frames, slow_frames, LINSPACE: tl.constexpr):
+    """Whether frame t is one of the Slow pathway, and which: slow_frame_of in gather_frames_math.h."""
+    if LINSPACE:
+        i = (t * (slow_frames - 1) + frames - 2) // tl.maximum(frames - 1, 1)
+        return (slow_frames > 0) & (i * (frames - 1) // tl.maximum(slow_frames - 1, 1) == t), i
+    else:
+        stride = frames // tl.maximum(slow_frames, 1)
+        return (slow_frames > 0) & (t % stride == 0), t // stride
 
 
 @triton.jit
@@ -187,9 +200,6 @@ def _three(pointer, Real: tl.constexpr):
     return a, b, c
 
 
-_captured_tables: list[Tensor] = []  # a CUDA graph reads the pinned memory again at every replay
-
-
 def _table(
     clips: Sequence[Tensor],
     geometry: Sequence[int],
@@ -208,11 +218,7 @@ def _table(
         [clip.data_ptr(), *clip.stride(), *clip.shape[:3], *window, int(flipped), *bits]
         for clip, window, flipped in zip(clips, windows_of(geometry), flip, strict=True)
     ]
-    device = clips[0].device
-    table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured_tables.append(table)
-    return table.to(device, non_blocking=True)
+    return to_device(torch.tensor(rows, dtype=torch.int64), clips[0].device)
 
 
 def forward(
@@ -236,7 +242,7 @@ def forward(
     channels_last = memory_format == torch.channels_last_3d
     lines, length = (height, 3 * width) if channels_last else (3 * height, width)
     sides = [side for clip, window in zip(clips, windows_of(geometry), strict=True) for side in (*clip.shape, *window)]
-    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, LINES[antialias]) * frames, n](
+    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, STEPS[antialias] * LINES[antialias]) * frames, n](
         _table(clips, geometry, flip, mean, std),
         indices,
         fast,
@@ -253,6 +259,7 @@ def forward(
         ANTIALIAS=antialias,
         NARROW=max(sides) <= NARROW_SIDE,
         DOUBLE=dtype == torch.float64,
+        STEPS=STEPS[antialias],
         LINES=LINES[antialias],
         BLOCK=BLOCK,
     )
@@ -274,6 +281,7 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
                     "ANTIALIAS": antialias,
                     "NARROW": True,
                     "DOUBLE": False,
+                    "STEPS": STEPS[antialias],
                     "LINES": LINES[antialias],
                     "BLOCK": BLOCK,
                 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from slowfast_ops._transfer import to_device
 from slowfast_ops.backends import OpBackends, requested_backend
 from slowfast_ops.temporal_gather import ops, reference
 
@@ -81,14 +82,12 @@ def temporal_gather(x: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
         indices = indices.expand(x.shape[0], indices.shape[0])
     if indices.shape[0] != x.shape[0]:
         raise ValueError(f"indices has {indices.shape[0]} rows for the {x.shape[0]} clips of x")
-    indices = indices.to(x.device)
+    indices = to_device(indices, x.device)
     if x.device.type == "cpu":
         _check_range(indices, x.shape[2])
-    else:
-        indices = indices.clamp(0, x.shape[2] - 1)
     backend = BACKENDS.select(x)
     if backend == "reference":
-        return reference.temporal_gather(x, indices)
+        return reference.temporal_gather(x, indices.clamp(0, x.shape[2] - 1))
     if backend == "triton":
         return ops.temporal_gather_triton(x, indices)
     return ops.temporal_gather(x, indices)

@@ -24,6 +24,9 @@ def forward_kernel(
     height,
     width,
     frames,
+    source_frames,
+    indices_n: tl.int64,
+    indices_t: tl.int64,
     input_n: tl.int64,
     input_c: tl.int64,
     input_t: tl.int64,
@@ -43,7 +46,7 @@ def forward_kernel(
     t = tl.program_id(1).to(tl.int64) % frames
     to, inside = _offsets(plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
     source, _ = _offsets(plane, channels, height, width, input_c, input_h, input_w, CHANNELS_LAST, DENSE, BLOCK)
-    index = tl.load(indices_ptr + n * frames + t)
+    index = _index(indices_ptr + n * indices_n + t * indices_t, source_frames)
     value = tl.load(input_ptr + n * input_n + index * input_t + source, mask=inside, other=0)
     tl.store(output_ptr + n * output_n + t * output_t + to, value, mask=inside)
 
@@ -59,6 +62,8 @@ def backward_kernel(
     width,
     frames,
     picked,
+    indices_n: tl.int64,
+    indices_t: tl.int64,
     output_n: tl.int64,
     output_c: tl.int64,
     output_t: tl.int64,
@@ -81,11 +86,16 @@ def backward_kernel(
     source, _ = _offsets(plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
     total = tl.zeros([BLOCK], dtype=tl.float64 if WIDE else tl.float32)
     for k in range(picked):
-        reads = tl.load(indices_ptr + n * picked + k) == t
-        place = grad_output_ptr + n * output_n + k * output_t + source
-        total += tl.load(place, mask=inside & reads, other=0).to(total.dtype)
+        if _index(indices_ptr + n * indices_n + k * indices_t, frames) == t:
+            place = grad_output_ptr + n * output_n + k * output_t + source
+            total += tl.load(place, mask=inside, other=0).to(total.dtype)
     place = grad_input_ptr + n * input_n + t * input_t + to
     tl.store(place, total.to(grad_input_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _index(pointer, frames):
+    return tl.minimum(tl.maximum(tl.load(pointer), 0), frames - 1)
 
 
 @triton.jit
@@ -125,13 +135,18 @@ def _offsets(
     return offset, inside
 
 
-BLOCK = 1024
+FORWARD_BLOCK = 1024
 
 
-def _grid(x: Tensor, frames: int) -> tuple[int, int]:
+def _backward_block(dense: bool, element_size: int) -> int:
+    """Enough elements to be worth the search for their frame's readers, where they need no offset each."""
+    return 16384 // element_size if dense else 1024
+
+
+def _grid(x: Tensor, frames: int, block: int) -> tuple[int, int]:
     """Blocks of a frame of `x`, and frames of all clips."""
     n, c, _, h, w = x.shape
-    return triton.cdiv(c * h * w, BLOCK), n * frames
+    return triton.cdiv(c * h * w, block), n * frames
 
 
 def _layout(x: Tensor, output: Tensor) -> dict[str, bool]:
@@ -153,19 +168,21 @@ def forward(x: Tensor, indices: Tensor) -> Tensor:
     memory_format = output_memory_format(x)
     output = allocate((n, c, frames, h, w), like=x, memory_format=memory_format)
     if output.numel():
-        forward_kernel[_grid(x, frames)](
+        forward_kernel[_grid(x, frames, FORWARD_BLOCK)](
             x,
-            indices.contiguous(),
+            indices,
             output,
             h * w,
             c,
             h,
             w,
             frames,
+            x.shape[2],
+            *indices.stride(),
             *x.stride(),
             *output.stride(),
             **_layout(x, output),
-            BLOCK=BLOCK,
+            BLOCK=FORWARD_BLOCK,
         )
     return output
 
@@ -175,9 +192,11 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
     memory_format = output_memory_format(grad_output)
     grad_input = allocate((n, c, frames, h, w), like=grad_output, memory_format=memory_format)
     if grad_input.numel():
-        backward_kernel[_grid(grad_output, frames)](
+        layout = _layout(grad_output, grad_input)
+        block = _backward_block(layout["DENSE"], grad_output.element_size())
+        backward_kernel[_grid(grad_output, frames, block)](
             grad_output,
-            indices.contiguous(),
+            indices,
             grad_input,
             h * w,
             c,
@@ -185,11 +204,12 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
             w,
             frames,
             picked,
+            *indices.stride(),
             *grad_output.stride(),
             *grad_input.stride(),
-            **_layout(grad_output, grad_input),
+            **layout,
             WIDE=grad_output.dtype == torch.float64,
-            BLOCK=BLOCK,
+            BLOCK=block,
         )
     return grad_input
 
@@ -197,13 +217,16 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
 def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     """(kernel, signature, constants, options) of what the launchers above ask for, for compiling without a GPU."""
     strides = {f"{tensor}_{axis}": "i64" for tensor in ("input", "output") for axis in "ncthw"}
+    strides |= {"indices_n": "i64", "indices_t": "i64"}
     sizes = dict.fromkeys(("plane", "channels", "height", "width", "frames"), "i32")
     for channels_last in (False, True):
         for dense in (False, True):
-            constants = {"CHANNELS_LAST": channels_last, "DENSE": dense, "BLOCK": BLOCK}
-            for dtype in ("*bf16", "*fp16", "*fp32"):
-                forward_types = {"input_ptr": dtype, "indices_ptr": "*i64", "output_ptr": dtype, **sizes, **strides}
-                yield forward_kernel, forward_types, constants, {}
-                backward_types = {"grad_output_ptr": dtype, "indices_ptr": "*i64", "grad_input_ptr": dtype, **sizes}
-                backward_types |= {"picked": "i32", **strides}
-                yield backward_kernel, backward_types, {**constants, "WIDE": False}, {}
+            layout = {"CHANNELS_LAST": channels_last, "DENSE": dense}
+            for dtype, size in (("*bf16", 2), ("*fp16", 2), ("*fp32", 4)):
+                types = {"input_ptr": dtype, "indices_ptr": "*i64", "output_ptr": dtype, **sizes}
+                types |= {"source_frames": "i32", **strides}
+                yield forward_kernel, types, {**layout, "BLOCK": FORWARD_BLOCK}, {}
+                types = {"grad_output_ptr": dtype, "indices_ptr": "*i64", "grad_input_ptr": dtype, **sizes}
+                types |= {"picked": "i32", **strides}
+                constants = {**layout, "BLOCK": _backward_block(dense, size), "WIDE": False}
+                yield backward_kernel, types, constants, {}

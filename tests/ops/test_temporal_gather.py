@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from slowfast_ops import TemporalGather, slow_frame_indices, temporal_gather, use_backend
+from slowfast_ops.temporal_gather import ops
 from tests.ops.op_tester import OpRecorder, OpTester, Sample, Target, only_on_a_gpu, skip_below_gpu_memory
 from tests.ops.property_testing import given, settings, st
 
@@ -32,6 +33,20 @@ class TestTemporalGather(OpTester):
         sample("no-clips", (0, 3, 4, 3, 3), [1, 2]),
         sample("odd", (3, 7, 9, 5, 11), [8, 0, 3]),
     ]
+
+    def test_indices_outside_are_clamped_on_a_gpu(self, target: Target) -> None:
+        """And an error on the CPU; called without api.py, which checks what is on the CPU."""
+        x = torch.randn(1, 2, 3, 4, 5, device=target.device).requires_grad_()
+        op = ops.temporal_gather_triton if target.backend == "triton" else ops.temporal_gather
+        indices = torch.tensor([[-5, 1, 7, 2]], device=target.device)
+        if target.name == "cpu":
+            with pytest.raises(RuntimeError, match=r"index -5 outside \[0, 3\)"):
+                op(x, indices)
+        else:
+            y = op(x, indices)
+            assert torch.equal(y, x[:, :, [0, 1, 2, 2]])
+            (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+            assert torch.equal(grad[0, 0, :, 0, 0].cpu(), torch.tensor([1.0, 1.0, 2.0]))
 
     @only_on_a_gpu
     def test_offsets_beyond_31_bits(self, target: Target) -> None:

@@ -41,15 +41,17 @@ struct ResizeAxis {
 };
 
 // Which Slow frame is frame t of the Fast pathway, or -1: the inverse of slow_frame_indices in
-// slowfast_ops/temporal_gather/api.py.
-SF_HOST_DEVICE SF_INLINE int64_t slow_frame_of(int64_t t, int64_t frames, int64_t slow_frames, bool linspace) {
+// slowfast_ops/temporal_gather/api.py. uint32_t does for up to 65535 frames.
+template <typename Int>
+SF_HOST_DEVICE SF_INLINE int64_t slow_frame_of(Int t, Int frames, Int slow_frames, bool linspace) {
   if (slow_frames == 0) return -1;
   if (!linspace || slow_frames == 1) {
-    const int64_t stride = frames / slow_frames;
-    return t % stride ? -1 : linspace && t ? -1 : t / stride;
+    const Int stride = frames / slow_frames;
+    if (t % stride || (linspace && t)) return -1;
+    return t / stride;
   }
-  const int64_t i = (t * (slow_frames - 1) + frames - 2) / (frames - 1);  // the first Slow frame not before t
-  return i * (frames - 1) / (slow_frames - 1) == t ? i : -1;
+  const Int i = (t * (slow_frames - 1) + frames - 2) / (frames - 1);  // the first Slow frame not before t
+  return i * (frames - 1) / (slow_frames - 1) == t ? static_cast<int64_t>(i) : -1;
 }
 
 // A result in the dtype of the output; an integer is the nearest one, to even on a tie.

@@ -281,12 +281,30 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   for (int i = 0; i < cuda_on_cpu::kWarp; ++i) bits |= (cuda_on_cpu::exchange(predicate, i) ? 1u : 0u) << i;
   return bits;
 }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>(((static_cast<uint64_t>(high) << 32) | low) >> (shift & 31));
 }
 template <typename T>
 T __ldg(const T* pointer) {
   return *pointer;
+}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = (static_cast<uint64_t>(high) << 32) | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<unsigned>((bytes >> (8 * ((selector >> (4 * i)) & 7))) & 0xFF) << 8 * i;
+  return result;
+}
+// The dot product of two 16-bit numbers with the lower (upper) two bytes of the second argument, and a summand.
+inline unsigned __dp2a_lo(unsigned a, unsigned b, unsigned c) {
+  return (a & 0xFFFF) * (b & 0xFF) + (a >> 16) * ((b >> 8) & 0xFF) + c;
+}
+inline unsigned __dp2a_hi(unsigned a, unsigned b, unsigned c) { return __dp2a_lo(a, b >> 16, c); }
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
 }
 
 #define SF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \

@@ -1,0 +1,94 @@
+// What the CUDA kernels of gather_frames share: their arguments, and how they write.
+//
+// One launch makes both pathways of up to kMaxClips clips of any sizes: what differs between clips is a table in the
+// kernel's arguments, so that nothing is copied to the device and a CUDA graph can capture the call.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda_utils.cuh"
+#include "slowfast/gather_frames.h"
+#include "slowfast/gather_frames_math.h"
+
+namespace slowfast {
+namespace {
+
+constexpr int kSharedBytes = 48 * 1024;  // what a block gets without asking for more
+constexpr int kMaxClips = 32;            // the arguments of a kernel may have 4096 bytes
+constexpr int64_t kStagedSide = 16384;   // ResizeAxis<int32_t> and TwoTaps are exact up to here
+
+struct Clip {
+  const uint8_t* frames;
+  int64_t stride_t, stride_h, stride_w, stride_c;
+  int64_t count;
+  int height, width, resized_height, resized_width, top, left;
+  int column_factor;  // of the integer weights of the columns in gather_frames_two_taps.cuh
+  bool flip, dense;   // dense: the bytes of a row are adjacent
+};
+
+struct Output {
+  void* data;
+  int64_t stride_n, stride_c, stride_t, stride_h;
+  int64_t frames;
+};
+
+// How a staged kernel cuts a frame into blocks.
+struct Tiling {
+  int rows = 0, columns = 0;  // output pixels
+  int row_tiles = 0, column_tiles = 0;
+  int pitch = 0;        // of a row in shared memory, padding included
+  int staged_rows = 0;  // in shared memory
+  int taps = 0;         // the most horizontal taps of any clip
+  int strip_rows = 0;   // the output rows of a warp
+};
+
+struct Arguments {
+  const int64_t* indices;
+  int64_t index_stride_n, index_stride_t;
+  Output fast, slow;
+  int64_t height, width;
+  bool planar, linspace, antialias;
+  bool wide;  // rows of both outputs are aligned for the widest stores
+  float scale[3], shift[3];
+  double scale_wide[3], shift_wide[3];
+  Tiling tiling;
+  Clip clips[kMaxClips];
+};
+static_assert(sizeof(Arguments) <= 4096, "the arguments of a kernel may have 4096 bytes");
+
+// kSize adjacent values, which a thread writes at once.
+template <typename T, int kSize>
+struct alignas(kSize * sizeof(T)) Pack {
+  T values[kSize];
+};
+
+__device__ inline int64_t source_frame(const Arguments& a, const Clip& clip, int64_t n, int64_t t) {
+  const int64_t index = a.indices[n * a.index_stride_n + t * a.index_stride_t];
+  return index < 0 ? 0 : index >= clip.count ? clip.count - 1 : index;
+}
+
+// Whether rows, planes and frames of the output all begin at multiples of `bytes`.
+inline bool is_aligned(const Output& output, int64_t element, int64_t bytes) {
+  for (int64_t stride : {output.stride_n, output.stride_c, output.stride_t, output.stride_h})
+    if (stride != 1 && stride * element % bytes) return false;  // 1: interleaved channels
+  return reinterpret_cast<uintptr_t>(output.data) % bytes == 0;
+}
+
+inline bool are_aligned(const Arguments& a, int64_t element, int64_t bytes) {
+  return is_aligned(a.fast, element, bytes) && (a.slow.frames == 0 || is_aligned(a.slow, element, bytes));
+}
+
+// Writes the first `count` values of the pack; if `wide`, count is its size, or more, or there is nothing to write.
+template <typename T, int kSize>
+__device__ inline void store(T* to, const Pack<T, kSize>& pack, int count, bool wide) {
+  if (wide) {
+    if (count > 0) *reinterpret_cast<Pack<T, kSize>*>(to) = pack;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kSize; ++j)
+      if (j < count) to[j] = pack.values[j];
+  }
+}
+
+}  // namespace
+}  // namespace slowfast
