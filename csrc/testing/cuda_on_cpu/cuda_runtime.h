@@ -281,6 +281,7 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   for (int i = 0; i < cuda_on_cpu::kWarp; ++i) bits |= (cuda_on_cpu::exchange(predicate, i) ? 1u : 0u) << i;
   return bits;
 }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>(((static_cast<uint64_t>(high) << 32) | low) >> (shift & 31));
 }
