@@ -200,7 +200,7 @@ void roi_align_3d_forward_cuda(const RoIAlign3DParams& p, int device, void* stre
     using T = typename decltype(tag)::type;
     using A = accumulator_t<T>;
     const Call<A> call = checked<A>(p, false);
-    make_weights<A, Ranges::kOfBins>(call.params, call.plan, stream);
+    make_weights<A, false>(call.params, call.plan, stream);
     if (!p.options.pool) return align<T, T, false>(call.params, call.plan, stream);
     if (!call.on_mean) return align<T, T, true>(call.params, call.plan, stream);
     make_temporal_mean<T>(p, call.params, call.plan, stream);
@@ -217,10 +217,10 @@ void roi_align_3d_backward_cuda(const RoIAlign3DParams& p, int device, void* str
     using A = accumulator_t<T>;
     const Call<A> call = checked<A>(p, true);
     if (p.options.pool) {
-      make_weights<A, Ranges::kOfBins>(p, call.plan, stream);
+      make_weights<A, false>(p, call.plan, stream);
       pool_backward<T>(p, call.plan, stream);
     } else {
-      make_weights<A, Ranges::kOfPixels>(p, call.plan, stream);
+      make_weights<A, true>(p, call.plan, stream);
       backward<T>(p, call.plan, stream);
     }
   });

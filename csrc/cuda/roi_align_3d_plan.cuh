@@ -142,10 +142,9 @@ struct Plan {
   }
 };
 
-enum class Ranges { kOfBins, kOfPixels };  // see Axis::ranges
-
-// Writes the weights of all boxes. Defined in roi_align_3d_weights_cuda.cu.
-template <typename A, Ranges kRanges>
+// Writes the weights of all boxes; Axis::ranges are of bins, or of pixels if kFromBins. Defined in
+// roi_align_3d_weights_cuda.cu.
+template <typename A, bool kFromBins>
 void make_weights(const RoIAlign3DParams& p, const Plan<A>& plan, void* stream);
 
 // The range that includes those of all lanes of a warp.

@@ -27,7 +27,7 @@ struct BinWeights {  // of one bin, for add_bin_weights
 
 // A warp makes one axis of one box: y, x or time by its blockIdx.y. A lane makes a bin, in shared memory if it fits,
 // since samples are added to it one after the other.
-template <typename P, typename A, Ranges kRanges>
+template <typename P, typename A, bool kFromBins>
 __global__ void __launch_bounds__(kLanes) roi_align_3d_weights_kernel(RoIValues<P> values, Plan<A> plan) {
   __shared__ A cache[kCachedPixels * kLanes];
   const bool tubelets = plan.kind == RoIKind::kTubelets, cuboids = plan.kind == RoIKind::kCuboids;
@@ -64,13 +64,13 @@ __global__ void __launch_bounds__(kLanes) roi_align_3d_weights_kernel(RoIValues<
       add_bin_weights(samples, bin * averaged + i, axis.size, A(1) / static_cast<A>(averaged), sums, range);
     if (cached)
       for (int pixel = 0; pixel < axis.size; ++pixel) result[pixel] = sums[pixel];
-    if (kRanges == Ranges::kOfBins) axis.ranges[box * axis.bins + bin] = range;
+    if (!kFromBins) axis.ranges[box * axis.bins + bin] = range;
     touched.include(range);
   }
   __syncwarp();
   touched = union_over_warp(touched);
   if (threadIdx.x == 0) axis.spans[box] = touched;
-  if constexpr (kRanges == Ranges::kOfPixels) {
+  if constexpr (kFromBins) {
     __syncthreads();  // the weights of all bins are written
     for (int pixel = threadIdx.x; pixel < axis.size; pixel += kLanes) {
       PixelRange bins;
@@ -81,30 +81,30 @@ __global__ void __launch_bounds__(kLanes) roi_align_3d_weights_kernel(RoIValues<
   }
 }
 
-template <typename P, typename A, Ranges kRanges>
+template <typename P, typename A, bool kFromBins>
 void launch(const RoIAlign3DParams& p, const Plan<A>& plan, void* stream) {
   const TensorView& r = p.rois;
   const bool tubelets = plan.kind == RoIKind::kTubelets;
   const RoIValues<P> values{r.as<const P>(), r.stride(0), tubelets ? r.stride(1) : 0, r.stride(r.ndim - 1)};
-  SF_LAUNCH((roi_align_3d_weights_kernel<P, A, kRanges>), grid(plan.boxes(), 3), kLanes, 0, stream, values, plan);
+  SF_LAUNCH((roi_align_3d_weights_kernel<P, A, kFromBins>), grid(plan.boxes(), 3), kLanes, 0, stream, values, plan);
 }
 
 }  // namespace
 
-template <typename A, Ranges kRanges>
+template <typename A, bool kFromBins>
 void make_weights(const RoIAlign3DParams& p, const Plan<A>& plan, void* stream) {
   if (plan.rois == 0) return;
-  if (p.rois.dtype == DType::kFloat64) return launch<double, A, kRanges>(p, plan, stream);
+  if (p.rois.dtype == DType::kFloat64) return launch<double, A, kFromBins>(p, plan, stream);
   if constexpr (std::is_same_v<A, float>)
-    launch<float, A, kRanges>(p, plan, stream);
+    launch<float, A, kFromBins>(p, plan, stream);
   else
     SF_CHECK(false, "roi_align_3d: float64 features need float64 rois, got ", name_of(p.rois.dtype));
 }
 
-template void make_weights<float, Ranges::kOfBins>(const RoIAlign3DParams&, const Plan<float>&, void*);
-template void make_weights<float, Ranges::kOfPixels>(const RoIAlign3DParams&, const Plan<float>&, void*);
-template void make_weights<double, Ranges::kOfBins>(const RoIAlign3DParams&, const Plan<double>&, void*);
-template void make_weights<double, Ranges::kOfPixels>(const RoIAlign3DParams&, const Plan<double>&, void*);
+template void make_weights<float, false>(const RoIAlign3DParams&, const Plan<float>&, void*);
+template void make_weights<float, true>(const RoIAlign3DParams&, const Plan<float>&, void*);
+template void make_weights<double, false>(const RoIAlign3DParams&, const Plan<double>&, void*);
+template void make_weights<double, true>(const RoIAlign3DParams&, const Plan<double>&, void*);
 
 }  // namespace roi_align_3d
 }  // namespace slowfast

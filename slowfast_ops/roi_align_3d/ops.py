@@ -97,6 +97,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, Tenso
         ctx.save_for_backward(rois)
     else:
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # else a kernel would write zeros as the gradient of argmax
         ctx.save_for_backward(rois, output[1])
 
 
