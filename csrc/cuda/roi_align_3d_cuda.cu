@@ -121,11 +121,12 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
   for_own(to, outputs, [&](int, int, PerLane<A>& own) { own = {}; });
   for (int first = 0; first < plan.rois; first += kThreads) {
     find_reaching(plan, clip, frame, to, first, reaching);
-    for_reaching(reaching, first, [&](int roi) {
+    ReachingRoIs reached(reaching, first);
+    for (int roi = reached.next(); roi >= 0; roi = reached.next()) {
       const int64_t box = plan.box(roi, frame);
       const AxisWeights<A> time = plan.time.from_bins(plan.time_row(roi));
       const TimeWeights<A> weights{time.ranges[frame], time.at(frame, 0), 1};
-      if (weights.range.empty()) return;
+      if (weights.range.empty()) continue;
       const Channels<const T> from = grad_output.at(roi, channel, plan.channels, kChannels<A>);
       for (int piece = 0; piece < bins.count; ++piece) {
         load_tile(from, weights, bins[piece], inputs);
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
         resample(plan.y.from_bins(box), plan.x.from_bins(box), bins[piece], inputs, to, outputs);
         __syncthreads();
       }
-    });
+    }
   }
   __syncthreads();
   store_tile(outputs, to, {frame, plan.frames_alike() ? plan.frames : frame + 1},

@@ -103,6 +103,13 @@ struct Patch {
         pieces({0, 0, plan.height, plan.width}, static_cast<int>(kPatchBytes / sizeof(A)) / channels, inner ? 1 : packet) {}
 };
 
+// A channel of a RoI's gradient: its bin, its value and how much the frame counts.
+template <typename A>
+struct OneBin {
+  A time = 0, value = 0;
+  int place = 0;
+};
+
 // Blocks: x over clips, patches of pixels and, fastest, tiles of channels; y over frames (one, if all are alike).
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -120,34 +127,48 @@ __global__ void __launch_bounds__(kThreads)
   const int pixels = where.area();
   const Channels<T> to = grad_features.at(clip, first_channel, plan.channels, patch.channels);
   const int pixel_stride = to.inner ? patch.channels : 1, channel_stride = to.inner ? 1 : pixels;
-  for (int i = threadIdx.x; i < pixels * patch.channels; i += kThreads) tile[i] = 0;
+  constexpr int kWide = Packet<A>::kCount;  // the channels of a tile are a multiple of it
+  for (int i = threadIdx.x; i < pixels * patch.channels / kWide; i += kThreads)
+    reinterpret_cast<Packet<A>*>(tile)[i] = Packet<A>{};
 
   // The threads of a channel take turns at rows.
   const int channel = threadIdx.x % patch.channels, turn = threadIdx.x / patch.channels;
   const int turns = kThreads / patch.channels;
+  const auto load = [&](int roi) {
+    if (roi < 0) return OneBin<A>{};
+    const Channels<const int64_t> places = argmax.at(roi, first_channel, plan.channels, patch.channels);
+    const Channels<const T> from = grad_output.at(roi, first_channel, plan.channels, patch.channels);
+    return OneBin<A>{*plan.time.from_bins(plan.time_row(roi)).at(frame, 0),
+                     static_cast<A>(from.data[channel * from.channel]),
+                     static_cast<int>(places.data[channel * places.channel])};
+  };
   for (int first = 0; first < plan.rois; first += kThreads) {
     find_reaching(plan, clip, frame, where, first, reaching);
     if (channel >= to.count) continue;
-    for_reaching(reaching, first, [&](int roi) {
-      const A time = *plan.time.from_bins(plan.time_row(roi)).at(frame, 0);
-      if (time == 0) return;
-      const Channels<const int64_t> places = argmax.at(roi, first_channel, plan.channels, patch.channels);
-      const Channels<const T> from = grad_output.at(roi, first_channel, plan.channels, patch.channels);
-      const int place = static_cast<int>(places.data[channel * places.channel]);
-      const A value = time * static_cast<A>(from.data[channel * from.channel]);
-      const int p = place / plan.x.bins, q = place % plan.x.bins;
+    ReachingRoIs reached(reaching, first);
+    int roi = reached.next();
+    OneBin<A> bin = load(roi);
+    while (roi >= 0) {
+      const int following = reached.next();
+      const OneBin<A> next_bin = load(following);  // on its way while this one is added
       const int64_t box = plan.box(roi, frame);
       const AxisWeights<A> y = plan.y.from_pixels(box), x = plan.x.from_pixels(box);
+      const int p = bin.place / plan.x.bins, q = bin.place % plan.x.bins;
       const PixelRange ys = overlap(y.ranges[p], where.y, where.height);
       const PixelRange xs = overlap(x.ranges[q], where.x, where.width);
+      if (bin.time != 0 && (!ys.empty() & !xs.empty())) {
+        const A value = bin.time * bin.value;
+        const A* const x_weights = x.at(q, 0);
 #pragma unroll 1
-      for (int i = ys.begin + turn; i < ys.end; i += turns) {
-        const A row = *y.at(p, i) * value;
-        A* sum = tile + ((i - where.y) * where.width + xs.begin - where.x) * pixel_stride + channel * channel_stride;
+        for (int i = ys.begin + turn; i < ys.end; i += turns) {
+          const A row = *y.at(p, i) * value;
+          A* sum = tile + ((i - where.y) * where.width + xs.begin - where.x) * pixel_stride + channel * channel_stride;
 #pragma unroll 1
-        for (int j = xs.begin; j < xs.end; ++j, sum += pixel_stride) *sum += row * *x.at(q, j);
+          for (int j = xs.begin; j < xs.end; ++j, sum += pixel_stride) *sum += row * x_weights[j * x.input_stride];
+        }
       }
-    });
+      roi = following, bin = next_bin;
+    }
   }
   __syncthreads();
 
@@ -155,7 +176,11 @@ __global__ void __launch_bounds__(kThreads)
   const auto store_packet = [&](const A* values, T* at) {
     Packet<T> packet;
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) packet.values[k] = T(values[k]);
+    for (int k = 0; k < kCount; k += kWide) {
+      const Packet<A> part = *reinterpret_cast<const Packet<A>*>(values + k);
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) packet.values[k + j] = T(part.values[j]);
+    }
 #pragma unroll 4
     for (int f = frames.begin; f < frames.end; ++f) *reinterpret_cast<Packet<T>*>(at + f * to.frame) = packet;
   };

@@ -214,23 +214,36 @@ __device__ void find_reaching(const Plan<A>& plan, int clip, int frame, const Re
   if (roi < plan.rois) {
     const int64_t box = plan.box(roi, frame);
     const PixelRange ys = plan.y.spans[box], xs = plan.x.spans[box];
-    reaches = plan.clip[roi] == clip && !overlap(ys, patch.y, patch.height).empty() &&
-              !overlap(xs, patch.x, patch.width).empty();
+    const bool y_reaches = !overlap(ys, patch.y, patch.height).empty();
+    const bool x_reaches = !overlap(xs, patch.x, patch.width).empty();
+    reaches = (plan.clip[roi] == clip) & y_reaches & x_reaches;  // not &&: all loads are under way together
   }
   const unsigned bits = __ballot_sync(~0u, reaches);
   if (threadIdx.x % kLanes == 0) reaching[threadIdx.x / kLanes] = bits;
   __syncthreads();
 }
 
-// Calls function(roi) for these RoIs, in ascending order.
-template <typename Function>
-__device__ void for_reaching(const unsigned* reaching, int first, const Function& function) {
-#pragma unroll 1
-  for (int word = 0; word < kWarps; ++word)
-#pragma unroll 1
-    for (unsigned bits = reaching[word]; bits != 0; bits &= bits - 1)
-      function(first + word * kLanes + __ffs(static_cast<int>(bits)) - 1);
-}
+// These RoIs in ascending order.
+class ReachingRoIs {
+ public:
+  SF_HOST_DEVICE ReachingRoIs(const unsigned* reaching, int first) : words_(reaching), bits_(reaching[0]), roi_(first) {}
+
+  // The next one; -1 after the last.
+  __device__ int next() {
+    while (bits_ == 0) {
+      if (++word_ == kWarps) return -1;
+      bits_ = words_[word_];
+    }
+    const int bit = __ffs(static_cast<int>(bits_)) - 1;
+    bits_ &= bits_ - 1;
+    return roi_ + word_ * kLanes + bit;
+  }
+
+ private:
+  const unsigned* words_;
+  unsigned bits_;
+  int roi_, word_ = 0;
+};
 
 }  // namespace roi_align_3d
 }  // namespace slowfast
