@@ -16,15 +16,15 @@ namespace slowfast {
 namespace roi_align_3d {
 namespace {
 
-constexpr int kMeanThreads = 256, kMeanBlocks = 1024;
+constexpr int kMeanBlocks = 2048;
 constexpr int kPatchBytes = 32 * 1024;
 
 // The smallest rectangle that contains all boxes of a clip. All threads of a block call it.
 template <typename A>
 __device__ Rectangle covered(const Plan<A>& plan, int clip) {
-  __shared__ PixelRange ranges[2][kMeanThreads / kLanes];
+  __shared__ PixelRange ranges[2][kThreads / kLanes];
   PixelRange ys, xs;
-  for (int roi = threadIdx.x; roi < plan.rois; roi += kMeanThreads) {
+  for (int roi = threadIdx.x; roi < plan.rois; roi += kThreads) {
     const PixelRange y = plan.y.spans[roi], x = plan.x.spans[roi];
     if (plan.clip[roi] == clip) ys.include(y), xs.include(x);
   }
@@ -32,14 +32,14 @@ __device__ Rectangle covered(const Plan<A>& plan, int clip) {
   ys = union_over_warp(ys), xs = union_over_warp(xs);
   if (threadIdx.x % kLanes == 0) ranges[0][threadIdx.x / kLanes] = ys, ranges[1][threadIdx.x / kLanes] = xs;
   __syncthreads();
-  for (int i = 0; i < kMeanThreads / kLanes; ++i) ys.include(ranges[0][i]), xs.include(ranges[1][i]);
+  for (int i = 0; i < kThreads / kLanes; ++i) ys.include(ranges[0][i]), xs.include(ranges[1][i]);
   return {ys.begin, xs.begin, ys.end - ys.begin, xs.end - xs.begin};
 }
 
 // Blocks: x over clips and, fastest, the packets of a clip. A packet is of kCount elements, along channels if these are
 // inner, else along pixels; `dense`: the rows of a frame follow each other.
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kMeanThreads)
+__global__ void __launch_bounds__(kThreads)
     roi_align_3d_mean_forward_kernel(Plan<accumulator_t<T>> plan, Channels<const T> features, int frames,
                                      accumulator_t<T>* mean, int blocks) {
   using A = accumulator_t<T>;
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kMeanThreads)
   const int count = packets * (from.inner ? where.area() : plan.channels);
   const A share = A(1) / static_cast<A>(frames);
 #pragma unroll 1
-  for (int i = blockIdx.x % blocks * kMeanThreads + threadIdx.x; i < count; i += blocks * kMeanThreads) {
+  for (int i = blockIdx.x % blocks * kThreads + threadIdx.x; i < count; i += blocks * kThreads) {
     const int line = i / packets, packet = i % packets;
     const T* at = from.data;
     A* to = mean;
@@ -225,11 +225,11 @@ void make_temporal_mean(const RoIAlign3DParams& p, const RoIAlign3DParams& on_me
   SF_CHECK(elements <= INT32_MAX / 2, "roi_align_3d_pool: the CUDA kernels cannot count the ", elements,
            " elements of a frame");
   const int packets = static_cast<int>(elements) / (wide ? kCount : 1);
-  const int most = divided_up(packets, kMeanThreads), share = divided_up(kMeanBlocks, plan.clips);
+  const int most = divided_up(packets, kThreads), share = divided_up(kMeanBlocks, plan.clips);
   const int blocks = most < share ? most : share;
   auto* const mean = on_mean.features.as<accumulator_t<T>>();
   const auto kernel = wide ? roi_align_3d_mean_forward_kernel<T, kCount> : roi_align_3d_mean_forward_kernel<T, 1>;
-  SF_LAUNCH(kernel, grid(static_cast<int64_t>(plan.clips) * blocks), kMeanThreads, 0, stream, plan, features,
+  SF_LAUNCH(kernel, grid(static_cast<int64_t>(plan.clips) * blocks), kThreads, 0, stream, plan, features,
             to_int(p.features.size(2)), mean, blocks);
 }
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of roi_align_3d and roi_align_3d_pool; triton.py launches them.
+"""The Triton kernels of roi_align_3d, and what those of roi_align_3d_pool share with them; triton.py launches them.
 
 As in csrc/cuda/roi_align_3d_cuda.cu: a first kernel (triton_plan.py) turns boxes into weights, so that the host reads
 no value of a RoI. The forward and the backward, in gather form, then are one step, `_resampled`, with the weights
