@@ -3,8 +3,7 @@
 //
 // Forward: a block owns a RoI, a time bin and a tile of channels. It sums the time bin's frames into a tile of pixels
 // in shared memory, once per pixel, then a warp takes a bin and its lanes the channels. The pooled form keeps the
-// running maximum and writes [R, C]; where all frames count the same, it works on their mean, made first
-// (roi_align_3d_pool_cuda.cu): T times fewer values to read, and once for the RoIs that overlap.
+// running maximum and writes [R, C], unless all frames count the same (roi_align_3d_pool_cuda.cu).
 //
 // Backward: in gather form, the same two steps transposed. A block owns a patch of grad_features, walks in ascending
 // order over the RoIs that reach it, and writes it once. Sorted segments would need a sort and one partial sum for each
@@ -13,10 +12,7 @@
 // element, so the same bits each time. For boxes with one time bin all frames have one gradient: it is computed once
 // and stored T times.
 
-#include <cmath>
-
 #include "roi_align_3d_pool.cuh"
-#include "roi_align_3d_tile.cuh"
 
 namespace slowfast {
 namespace roi_align_3d {
@@ -27,24 +23,10 @@ constexpr int kForwardBlocks = 4, kBackwardBlocks = 4;
 template <typename A>
 constexpr int kSharedBytes = (kPixels + kBins) * kPitch<A> * sizeof(A);
 
-// The largest of some bins: the first of equals, and NaN if there is one.
-template <typename A>
-struct Largest {
-  A value = static_cast<A>(-INFINITY);
-  int place = INT32_MAX;
-
-  SF_HOST_DEVICE void include(A other, int other_place) {
-    const bool unknown = value != value, other_unknown = other != other;
-    const bool same = unknown == other_unknown && (unknown || value == other);
-    const bool larger = other > value || (other_unknown && !unknown);
-    if (larger || (same && other_place < place)) value = other, place = other_place;
-  }
-};
-
 // Blocks: x over RoIs and, fastest, tiles of channels; y over time bins.
-template <typename T, typename Output, bool kPool>
+template <typename T, bool kPool>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks)
-    roi_align_3d_forward_kernel(Plan<accumulator_t<T>> plan, Channels<const T> features, Channels<Output> output,
+    roi_align_3d_forward_kernel(Plan<accumulator_t<T>> plan, Channels<const T> features, Channels<T> output,
                                 Channels<int64_t> argmax) {
   using A = accumulator_t<T>;
   SF_DYNAMIC_SHARED(A, shared);
@@ -53,7 +35,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   const int channel = blockIdx.x % tiles * kChannels<A>, roi = blockIdx.x / tiles;
   const int time_bin = blockIdx.y, clip = plan.clip[roi];
   const Channels<const T> from = features.at(clip < 0 ? 0 : clip, channel, plan.channels, kChannels<A>);
-  const Channels<Output> result = output.at(roi, channel, plan.channels, kChannels<A>);
+  const Channels<T> result = output.at(roi, channel, plan.channels, kChannels<A>);
   const AxisWeights<A> time = plan.time.from_pixels(plan.time_row(roi));
   const PixelRange frames = time.ranges[time_bin];
   const Pieces bins({0, 0, plan.y.bins, plan.x.bins}, kBins);
@@ -99,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     Largest<A> of_all;
     for (int i = threadIdx.x; i < kWarps * kChannels<A>; i += kChannels<A>) of_all.include(values[i], places[i]);
     const Channels<int64_t> place = argmax.at(roi, channel, plan.channels, kChannels<A>);
-    result.data[threadIdx.x * result.channel] = Output(of_all.value);
+    result.data[threadIdx.x * result.channel] = T(of_all.value);
     place.data[threadIdx.x * place.channel] = of_all.place;
   }
 }
@@ -141,12 +123,12 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
              grad_features.at(clip, channel, plan.channels, kChannels<A>));
 }
 
-template <typename T, typename Output, bool kPool>
+template <typename T, bool kPool>
 void align(const RoIAlign3DParams& p, const Plan<accumulator_t<T>>& plan, void* stream) {
   using A = accumulator_t<T>;
   const int64_t tiles = divided_up(plan.channels, kChannels<A>);
-  SF_LAUNCH((roi_align_3d_forward_kernel<T, Output, kPool>), grid(plan.rois * tiles, plan.time.bins), kThreads,
-            kSharedBytes<A>, stream, plan, Channels<const T>(p.features), Channels<Output>(p.output),
+  SF_LAUNCH((roi_align_3d_forward_kernel<T, kPool>), grid(plan.rois * tiles, plan.time.bins), kThreads,
+            kSharedBytes<A>, stream, plan, Channels<const T>(p.features), Channels<T>(p.output),
             Channels<int64_t>(p.argmax));
 }
 
@@ -160,37 +142,41 @@ void backward(const RoIAlign3DParams& p, const Plan<accumulator_t<T>>& plan, voi
             stream, plan, Channels<T>(p.features), Channels<const T>(p.output));
 }
 
-// A call as the kernels see it: one on the temporal mean in a pooled forward where all frames are alike.
+// The pieces of the workspace: a plan, and the temporal mean in a pooled forward where all frames count the same. It is
+// a clip of one frame then.
 template <typename A>
-struct Call {
-  bool on_mean;
-  RoIAlign3DParams params;
+struct Workspace {
   Plan<A> plan;
-  int64_t workspace_bytes;
+  A* mean = nullptr;
+  int64_t bytes;
 
-  Call(const RoIAlign3DParams& p, bool backward)
-      : on_mean(!backward && p.options.pool && Plan<A>(p, nullptr).frames_alike()),
-        params(on_mean ? on_temporal_mean<A>(p) : p),
-        plan(params, p.workspace.as<char>()) {
+  Workspace(const RoIAlign3DParams& p, bool backward) : plan(p, p.workspace.as<char>()) {
+    const bool on_mean = p.options.pool && !backward && plan.frames_alike();
+    if (on_mean) {
+      RoIAlign3DParams one_frame = p;
+      one_frame.features.sizes[2] = one_frame.options.bins[0] = 1;
+      plan = Plan<A>(one_frame, p.workspace.as<char>());
+    }
     Arena arena = plan.arena;
-    if (on_mean) params.features.data = arena.template take<A>(params.features.numel());
-    workspace_bytes = arena.used;
+    if (on_mean)
+      mean = arena.template take<A>(static_cast<int64_t>(plan.clips) * plan.height * plan.width * mean_pitch(plan));
+    bytes = arena.used;
   }
 };
 
 template <typename A>
-Call<A> checked(const RoIAlign3DParams& p, bool backward) {
-  const Call<A> call(p, backward);
-  SF_CHECK(p.workspace.numel() >= call.workspace_bytes, "roi_align_3d: the workspace is too small");
-  return call;
+Workspace<A> checked_workspace(const RoIAlign3DParams& p, bool backward) {
+  const Workspace<A> workspace(p, backward);
+  SF_CHECK(p.workspace.numel() >= workspace.bytes, "roi_align_3d: the workspace is too small");
+  return workspace;
 }
 
 }  // namespace
 }  // namespace roi_align_3d
 
 int64_t roi_align_3d_workspace_bytes_cuda(const RoIAlign3DParams& p, bool backward) {
-  if (p.features.dtype == DType::kFloat64) return roi_align_3d::Call<double>(p, backward).workspace_bytes;
-  return roi_align_3d::Call<float>(p, backward).workspace_bytes;
+  if (p.features.dtype == DType::kFloat64) return roi_align_3d::Workspace<double>(p, backward).bytes;
+  return roi_align_3d::Workspace<float>(p, backward).bytes;
 }
 
 void roi_align_3d_forward_cuda(const RoIAlign3DParams& p, int device, void* stream) {
@@ -200,12 +186,14 @@ void roi_align_3d_forward_cuda(const RoIAlign3DParams& p, int device, void* stre
   dispatch_floating_cuda(p.features.dtype, "roi_align_3d", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulator_t<T>;
-    const Call<A> call = checked<A>(p, false);
-    make_weights<A, false>(call.params, call.plan, stream);
-    if (!p.options.pool) return align<T, T, false>(call.params, call.plan, stream);
-    if (!call.on_mean) return align<T, T, true>(call.params, call.plan, stream);
-    make_temporal_mean<T>(p, call.params, call.plan, stream);
-    align<A, T, true>(call.params, call.plan, stream);
+    const Workspace<A> workspace = checked_workspace<A>(p, false);
+    make_weights<A, false>(p, workspace.plan, stream);
+    if (!p.options.pool)
+      align<T, false>(p, workspace.plan, stream);
+    else if (workspace.mean == nullptr)
+      align<T, true>(p, workspace.plan, stream);
+    else
+      pool_forward_on_mean<T>(p, workspace.plan, workspace.mean, stream);
   });
 }
 
@@ -216,13 +204,13 @@ void roi_align_3d_backward_cuda(const RoIAlign3DParams& p, int device, void* str
   dispatch_floating_cuda(p.features.dtype, "roi_align_3d", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulator_t<T>;
-    const Call<A> call = checked<A>(p, true);
+    const Workspace<A> workspace = checked_workspace<A>(p, true);
     if (p.options.pool) {
-      make_weights<A, false>(p, call.plan, stream);
-      pool_backward<T>(p, call.plan, stream);
+      make_weights<A, false>(p, workspace.plan, stream);
+      pool_backward<T>(p, workspace.plan, stream);
     } else {
-      make_weights<A, true>(p, call.plan, stream);
-      backward<T>(p, call.plan, stream);
+      make_weights<A, true>(p, workspace.plan, stream);
+      backward<T>(p, workspace.plan, stream);
     }
   });
 }

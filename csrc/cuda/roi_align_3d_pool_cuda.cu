@@ -1,8 +1,9 @@
-// CUDA kernels of roi_align_3d_pool where it differs from roi_align_3d: the temporal mean that its forward starts from,
-// and its backward.
+// CUDA kernels of roi_align_3d_pool where it differs from roi_align_3d: where all frames count the same, its forward
+// works on their mean, which is T times fewer values to read, and read once for the RoIs that overlap; and its backward.
 //
 // The mean is taken of the pixels that the clip's boxes lie in, by 16-byte loads, all frames of a packet under way
-// together; it is kept in the accumulator's type and in the order of the features' memory.
+// together. It is kept in the accumulator's type as [N, H, W, C], whatever the order of the features, so that a lane
+// of the forward reads 16 bytes of channels: a warp takes a row of bins.
 //
 // Backward: all of a channel's gradient is in one bin, which the forward has saved in argmax (8 bytes per RoI and
 // channel; finding it again would read the features again). So a thread owns a channel of a patch in shared memory and
@@ -10,21 +11,21 @@
 // they are alike. The patch lies as grad_features does, so that both are read and written 16 bytes at a time.
 
 #include "roi_align_3d_pool.cuh"
-#include "roi_align_3d_tile.cuh"
 
 namespace slowfast {
 namespace roi_align_3d {
 namespace {
 
-constexpr int kMeanBlocks = 2048;
+constexpr int kMeanThreads = 256, kMeanPixels = 112;
+constexpr int kPoolThreads = 256, kPoolWarps = kPoolThreads / kLanes;
 constexpr int kPatchBytes = 32 * 1024;
 
 // The smallest rectangle that contains all boxes of a clip. All threads of a block call it.
 template <typename A>
 __device__ Rectangle covered(const Plan<A>& plan, int clip) {
-  __shared__ PixelRange ranges[2][kThreads / kLanes];
+  __shared__ PixelRange ranges[2][kMeanThreads / kLanes];
   PixelRange ys, xs;
-  for (int roi = threadIdx.x; roi < plan.rois; roi += kThreads) {
+  for (int roi = threadIdx.x; roi < plan.rois; roi += kMeanThreads) {
     const PixelRange y = plan.y.spans[roi], x = plan.x.spans[roi];
     if (plan.clip[roi] == clip) ys.include(y), xs.include(x);
   }
@@ -32,64 +33,145 @@ __device__ Rectangle covered(const Plan<A>& plan, int clip) {
   ys = union_over_warp(ys), xs = union_over_warp(xs);
   if (threadIdx.x % kLanes == 0) ranges[0][threadIdx.x / kLanes] = ys, ranges[1][threadIdx.x / kLanes] = xs;
   __syncthreads();
-  for (int i = 0; i < kThreads / kLanes; ++i) ys.include(ranges[0][i]), xs.include(ranges[1][i]);
+  for (int i = 0; i < kMeanThreads / kLanes; ++i) ys.include(ranges[0][i]), xs.include(ranges[1][i]);
   return {ys.begin, xs.begin, ys.end - ys.begin, xs.end - xs.begin};
 }
 
-// Blocks: x over clips and, fastest, the packets of a clip. A packet is of kCount elements, along channels if these are
-// inner, else along pixels; `dense`: the rows of a frame follow each other.
-template <typename T, int kCount>
-__global__ void __launch_bounds__(kThreads)
-    roi_align_3d_mean_forward_kernel(Plan<accumulator_t<T>> plan, Channels<const T> features, int frames,
-                                     accumulator_t<T>* mean, int blocks) {
-  using A = accumulator_t<T>;
+// The mean of kCount elements over all frames.
+template <int kCount, typename T, typename A = accumulator_t<T>>
+__device__ void mean_of_frames(const T* at, int64_t frame_stride, int frames, A (&mean)[kCount]) {
   struct alignas(kCount * sizeof(T)) Input {
     T values[kCount];
   };
+  const A share = A(1) / static_cast<A>(frames);
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) mean[k] = 0;
+#pragma unroll 8
+  for (int f = 0; f < frames; ++f) {
+    const Input input = *reinterpret_cast<const Input*>(at + f * frame_stride);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) mean[k] += share * static_cast<A>(input.values[k]);
+  }
+}
+
+// Of features whose channels lie together. Blocks: x over clips and, fastest, kCount channels of a pixel a thread.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kMeanThreads)
+    roi_align_3d_mean_forward_kernel(Plan<accumulator_t<T>> plan, Channels<const T> features, int frames,
+                                     accumulator_t<T>* mean, int blocks) {
+  using A = accumulator_t<T>;
   constexpr int kStored = kCount < Packet<A>::kCount ? kCount : Packet<A>::kCount;
   struct alignas(kStored * sizeof(A)) Output {
     A values[kStored];
   };
-  const int clip = blockIdx.x / blocks;
+  const int clip = blockIdx.x / blocks, packets = plan.channels / kCount;
   const Rectangle where = covered(plan, clip);
-  const Channels<const T> from = features.at(clip, 0, plan.channels, plan.channels);
-  const int area = plan.height * plan.width;
-  mean += static_cast<int64_t>(clip) * plan.channels * area;
-  // Along pixels, whole rows: the packets that the rows of the rectangle lie in.
-  const int first_packet = where.y * plan.width / kCount;
-  const int packets = from.inner ? plan.channels / kCount
-                                 : divided_up((where.y + where.height) * plan.width, kCount) - first_packet;
-  const int count = packets * (from.inner ? where.area() : plan.channels);
-  const A share = A(1) / static_cast<A>(frames);
+  const int i = blockIdx.x % blocks * kMeanThreads + threadIdx.x, channel = i % packets * kCount;
+  if (i / packets >= where.area()) return;
+  const int y = where.y + i / packets / where.width, x = where.x + i / packets % where.width;
+  A sum[kCount];
+  mean_of_frames(features.data + clip * features.row + y * features.y + x * features.x + channel, features.frame,
+                 frames, sum);
+  mean += (static_cast<int64_t>(clip) * plan.height * plan.width + y * plan.width + x) * mean_pitch(plan) + channel;
+#pragma unroll
+  for (int k = 0; k < kCount; k += kStored) {
+    Output output;
+#pragma unroll
+    for (int j = 0; j < kStored; ++j) output.values[j] = sum[k + j];
+    *reinterpret_cast<Output*>(mean + k) = output;
+  }
+}
+
+// Of other features. Blocks: x over clips, tiles of kLanes channels and, fastest, `pieces` of the rows that boxes lie
+// in; a thread takes kCount pixels of a channel.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kMeanThreads)
+    roi_align_3d_transposed_mean_forward_kernel(Plan<accumulator_t<T>> plan, Channels<const T> features, int frames,
+                                                accumulator_t<T>* mean, int pieces) {
+  using A = accumulator_t<T>;
+  __shared__ A tile[kMeanPixels * (kLanes + 1)];
+  const int tiles = divided_up(plan.channels, kLanes), rest = blockIdx.x / pieces;
+  const int clip = rest / tiles, first_channel = rest % tiles * kLanes;
+  const Rectangle where = covered(plan, clip);
+  const Channels<const T> from = features.at(clip, first_channel, plan.channels, kLanes);
+  // Whole packets of the pixels of these rows, cut into pieces of equal size.
+  const int begin = where.y * plan.width / kCount, end = divided_up((where.y + where.height) * plan.width, kCount);
+  const int size = divided_up(end - begin, pieces), first = begin + blockIdx.x % pieces * size;
+  const int packets = size < end - first ? size : end - first;
+  for (int i = threadIdx.x; i < packets * from.count; i += kMeanThreads) {
+    const int packet = i % packets, channel = i / packets, pixel = (first + packet) * kCount;
+    A sum[kCount];
+    mean_of_frames(from.data + channel * from.channel + pixel / plan.width * from.y + pixel % plan.width * from.x,
+                   from.frame, frames, sum);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) tile[(packet * kCount + k) * (kLanes + 1) + channel] = sum[k];
+  }
+  __syncthreads();
+  const int pitch = mean_pitch(plan), lane = threadIdx.x % kLanes;
+  if (lane >= from.count) return;
+  mean += (static_cast<int64_t>(clip) * plan.height * plan.width + first * kCount) * pitch + first_channel + lane;
+  for (int pixel = threadIdx.x / kLanes; pixel < packets * kCount; pixel += kMeanThreads / kLanes)
+    mean[pixel * pitch] = tile[pixel * (kLanes + 1) + lane];
+}
+
+// Blocks: x over RoIs and, fastest, tiles of a warp's channels.
+template <typename A, typename Output>
+__global__ void __launch_bounds__(kPoolThreads)
+    roi_align_3d_pool_forward_kernel(Plan<A> plan, const A* mean, Channels<Output> output, Channels<int64_t> argmax) {
+  constexpr int kCount = Packet<A>::kCount, kTile = kLanes * kCount;
+  __shared__ A values[kPoolWarps * kTile];
+  __shared__ int places[kPoolWarps * kTile];
+  const int tiles = divided_up(plan.channels, kTile), roi = blockIdx.x / tiles;
+  const int first_channel = blockIdx.x % tiles * kTile, own_channel = first_channel + threadIdx.x % kLanes * kCount;
+  const int clip = plan.clip[roi], pitch = mean_pitch(plan);
+  const AxisWeights<A> y = plan.y.from_pixels(roi), x = plan.x.from_pixels(roi);
+  if (clip >= 0) mean += static_cast<int64_t>(clip) * plan.height * plan.width * pitch;
+  if (own_channel < pitch) mean += own_channel;
+  Largest<A> largest[kCount];
+  for (int p = threadIdx.x / kLanes; p < plan.y.bins; p += kPoolWarps) {
+    const PixelRange ys = y.ranges[p];
+    for (int q = 0; q < plan.x.bins; ++q) {
+      const PixelRange xs = x.ranges[q];
+      A sum[kCount] = {};
+      // Most bins read two rows and two columns: four loads under way together.
 #pragma unroll 1
-  for (int i = blockIdx.x % blocks * kThreads + threadIdx.x; i < count; i += blocks * kThreads) {
-    const int line = i / packets, packet = i % packets;
-    const T* at = from.data;
-    A* to = mean;
-    if (from.inner) {
-      const int y = where.y + line / where.width, x = where.x + line % where.width;
-      at += y * from.y + x * from.x + packet * kCount;
-      to += (y * plan.width + x) * plan.channels + packet * kCount;
-    } else {
-      const int pixel = (first_packet + packet) * kCount;
-      at += line * from.channel + pixel / plan.width * from.y + pixel % plan.width * from.x;
-      to += line * area + pixel;
-    }
-    A sum[kCount] = {};
-#pragma unroll 8
-    for (int f = 0; f < frames; ++f) {
-      const Input input = *reinterpret_cast<const Input*>(at + f * from.frame);
+      for (int i = ys.begin; i < ys.end; i += 2) {
+#pragma unroll 1
+        for (int j = xs.begin; j < xs.end; j += 2) {
+          const A* const at = mean + (i * plan.width + j) * pitch;
+          const bool two_rows = i + 1 < ys.end, two_columns = j + 1 < xs.end;
+          const A y_weights[] = {*y.at(p, i), two_rows ? *y.at(p, i + 1) : 0};
+          const A x_weights[] = {*x.at(q, j), two_columns ? *x.at(q, j + 1) : 0};
+          Packet<A> packets[2][2] = {};
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) sum[k] += share * static_cast<A>(input.values[k]);
-    }
+          for (int b = 0; b < 4; ++b)
+            if ((b / 2 == 0 || two_rows) && (b % 2 == 0 || two_columns))
+              packets[b / 2][b % 2] = *reinterpret_cast<const Packet<A>*>(at + (b / 2 * plan.width + b % 2) * pitch);
 #pragma unroll
-    for (int k = 0; k < kCount; k += kStored) {
-      Output output;
+          for (int b = 0; b < 4; ++b) {
+            const A weight = y_weights[b / 2] * x_weights[b % 2];
 #pragma unroll
-      for (int j = 0; j < kStored; ++j) output.values[j] = sum[k + j];
-      *reinterpret_cast<Output*>(to + k) = output;
+            for (int k = 0; k < kCount; ++k) sum[k] += weight * packets[b / 2][b % 2].values[k];
+          }
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) largest[k].include_next(sum[k], p * plan.x.bins + q);
     }
   }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    values[threadIdx.x * kCount + k] = largest[k].value;
+    places[threadIdx.x * kCount + k] = largest[k].place;
+  }
+  __syncthreads();
+  const Channels<Output> result = output.at(roi, first_channel, plan.channels, kTile);
+  if (threadIdx.x >= result.count) return;
+  Largest<A> of_all;
+  for (int i = threadIdx.x; i < kPoolWarps * kTile; i += kTile) of_all.include(values[i], places[i]);
+  const Channels<int64_t> place = argmax.at(roi, first_channel, plan.channels, kTile);
+  result.data[threadIdx.x * result.channel] = Output(of_all.value);
+  place.data[threadIdx.x * place.channel] = of_all.place;
 }
 
 // A tile of grad_features in the order of its memory: [pixel][channel] if channels are inner, else [channel][pixel].
@@ -215,22 +297,30 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <typename T>
-void make_temporal_mean(const RoIAlign3DParams& p, const RoIAlign3DParams& on_mean, const Plan<accumulator_t<T>>& plan,
-                        void* stream) {
+void pool_forward_on_mean(const RoIAlign3DParams& p, const Plan<accumulator_t<T>>& plan, accumulator_t<T>* mean,
+                          void* stream) {
+  using A = accumulator_t<T>;
+  constexpr int kCount = Packet<T>::kCount, kTile = kLanes * Packet<A>::kCount;
   const Channels<const T> features(p.features);
-  constexpr int kCount = Packet<T>::kCount;
   const bool wide = features.packets != Packets::kNone;
-  // One frame of a clip, with room for the last step of the loop over it.
-  const int64_t elements = static_cast<int64_t>(plan.channels) * plan.height * plan.width;
-  SF_CHECK(elements <= INT32_MAX / 2, "roi_align_3d_pool: the CUDA kernels cannot count the ", elements,
-           " elements of a frame");
-  const int packets = static_cast<int>(elements) / (wide ? kCount : 1);
-  const int most = divided_up(packets, kThreads), share = divided_up(kMeanBlocks, plan.clips);
-  const int blocks = most < share ? most : share;
-  auto* const mean = on_mean.features.as<accumulator_t<T>>();
-  const auto kernel = wide ? roi_align_3d_mean_forward_kernel<T, kCount> : roi_align_3d_mean_forward_kernel<T, 1>;
-  SF_LAUNCH(kernel, grid(static_cast<int64_t>(plan.clips) * blocks), kThreads, 0, stream, plan, features,
-            to_int(p.features.size(2)), mean, blocks);
+  const int64_t pixels = static_cast<int64_t>(plan.height) * plan.width, clips = plan.clips;
+  SF_CHECK(pixels * mean_pitch(plan) <= INT32_MAX / 2, "roi_align_3d_pool: the CUDA kernels cannot count the ",
+           pixels * mean_pitch(plan), " elements of a frame");
+  const int frames = to_int(p.features.size(2));
+  if (features.inner) {
+    const auto kernel = wide ? roi_align_3d_mean_forward_kernel<T, kCount> : roi_align_3d_mean_forward_kernel<T, 1>;
+    const int blocks = divided_up(static_cast<int>(pixels) * (plan.channels / (wide ? kCount : 1)), kMeanThreads);
+    SF_LAUNCH(kernel, grid(clips * blocks), kMeanThreads, 0, stream, plan, features, frames, mean, blocks);
+  } else {
+    const auto kernel = wide ? roi_align_3d_transposed_mean_forward_kernel<T, kCount>
+                             : roi_align_3d_transposed_mean_forward_kernel<T, 1>;
+    const int pieces = divided_up(static_cast<int>(pixels), kMeanPixels / kCount * kCount);
+    SF_LAUNCH(kernel, grid(clips * divided_up(plan.channels, kLanes) * pieces), kMeanThreads, 0, stream, plan, features,
+              frames, mean, pieces);
+  }
+  SF_LAUNCH((roi_align_3d_pool_forward_kernel<A, T>),
+            grid(static_cast<int64_t>(plan.rois) * divided_up(plan.channels, kTile)), kPoolThreads, 0, stream, plan,
+            mean, Channels<T>(p.output), Channels<int64_t>(p.argmax));
 }
 
 template <typename T>
@@ -244,9 +334,9 @@ void pool_backward(const RoIAlign3DParams& p, const Plan<accumulator_t<T>>& plan
             stream, plan, patch, grad_features, Channels<const T>(p.output), Channels<const int64_t>(p.argmax));
 }
 
-#define SF_INSTANTIATE(T)                                                                                      \
-  template void make_temporal_mean<T>(const RoIAlign3DParams&, const RoIAlign3DParams&,                        \
-                                      const Plan<accumulator_t<T>>&, void*);                                   \
+#define SF_INSTANTIATE(T)                                                                                  \
+  template void pool_forward_on_mean<T>(const RoIAlign3DParams&, const Plan<accumulator_t<T>>&, accumulator_t<T>*, \
+                                        void*);                                                                  \
   template void pool_backward<T>(const RoIAlign3DParams&, const Plan<accumulator_t<T>>&, void*);
 SF_INSTANTIATE(float)
 SF_INSTANTIATE(double)

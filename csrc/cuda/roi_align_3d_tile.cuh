@@ -6,6 +6,8 @@
 // banks.
 #pragma once
 
+#include <cmath>
+
 #include "roi_align_3d_plan.cuh"
 
 namespace slowfast {
@@ -101,22 +103,33 @@ template <typename T, typename A>
 __device__ void load_tile(const Channels<const T>& from, const TimeWeights<A>& time, const Rectangle& where, A* tile) {
   const int pixels = where.area();
   if (from.packets == Packets::kOfChannels) {
-    constexpr int kCount = Packet<T>::kCount, kGroups = kChannels<A> / kCount;
+    constexpr int kCount = Packet<T>::kCount, kGroups = kChannels<A> / kCount, kStep = kThreads / kGroups;
+    constexpr int kBatch = 4;  // packets whose loads are under way together
+    const int first = threadIdx.x % kGroups * kCount;
+    if (first >= from.count) return;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < pixels * kGroups; i += kThreads) {
-      const int pixel = i / kGroups, first = i % kGroups * kCount;
-      if (first >= from.count) continue;
-      const T* at = from.pixel(where, pixel) + first;
-      A sum[kCount] = {};
-#pragma unroll 4
+    for (int pixel = threadIdx.x / kGroups; pixel < pixels; pixel += kBatch * kStep) {
+      const T* at[kBatch];
+      A sum[kBatch][kCount] = {};
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) at[b] = from.pixel(where, pixel + b * kStep) + first;
+#pragma unroll 1
       for (int f = time.range.begin; f < time.range.end; ++f) {
-        const Packet<T> packet = *reinterpret_cast<const Packet<T>*>(at + f * from.frame);
         const A weight = time[f];
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) sum[k] += weight * static_cast<A>(packet.values[k]);
+        for (int b = 0; b < kBatch; ++b) {
+          if (pixel + b * kStep >= pixels) continue;
+          const Packet<T> packet = *reinterpret_cast<const Packet<T>*>(at[b] + f * from.frame);
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) sum[b][k] += weight * static_cast<A>(packet.values[k]);
+        }
       }
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) tile[pixel * kPitch<A> + first + k] = sum[k];
+      for (int b = 0; b < kBatch; ++b) {
+        if (pixel + b * kStep >= pixels) continue;
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) tile[(pixel + b * kStep) * kPitch<A> + first + k] = sum[b][k];
+      }
     }
     return;
   }
@@ -169,6 +182,25 @@ __device__ void store_tile(const A* tile, const Rectangle& where, PixelRange fra
     }
   });
 }
+
+// The largest of some bins: the first of equals, and NaN if there is one.
+template <typename A>
+struct Largest {
+  A value = static_cast<A>(-INFINITY);
+  int place = INT32_MAX;
+
+  SF_HOST_DEVICE void include(A other, int other_place) {
+    const bool unknown = value != value, other_unknown = other != other;
+    const bool same = unknown == other_unknown && (unknown || value == other);
+    const bool larger = other > value || (other_unknown && !unknown);
+    if (larger || (same && other_place < place)) value = other, place = other_place;
+  }
+  // The same for a bin behind all those before it.
+  SF_HOST_DEVICE void include_next(A other, int other_place) {
+    const bool first = place == INT32_MAX, unknown = value != value;
+    if (first || other > value || (other != other && !unknown)) value = other, place = other_place;
+  }
+};
 
 // What a thread does with a tile of outputs: always the same pixels and channels, so that these need no barrier.
 template <typename A, typename Function>
