@@ -141,9 +141,11 @@ void bind_roi_align_3d(py::module_& m) {
       kernel(params, num_threads);
     });
 #if defined(SLOWFAST_WITH_CUDA)
-  m.def("roi_align_3d_workspace_bytes_cuda", [](TensorView features, TensorView rois, const py::tuple& options) {
-    return slowfast::roi_align_3d_workspace_bytes_cuda({features, rois, {}, {}, {}, roi_align_3d_options(options)});
-  });
+  m.def("roi_align_3d_workspace_bytes_cuda",
+        [](TensorView features, TensorView rois, const py::tuple& options, bool backward) {
+          return slowfast::roi_align_3d_workspace_bytes_cuda(
+              {features, rois, {}, {}, {}, roi_align_3d_options(options)}, backward);
+        });
   for (const auto& [name, kernel] : {std::pair{"roi_align_3d_forward_cuda", &slowfast::roi_align_3d_forward_cuda},
                                      std::pair{"roi_align_3d_backward_cuda", &slowfast::roi_align_3d_backward_cuda}})
     m.def(name, [kernel = kernel](TensorView features, TensorView rois, TensorView output, TensorView argmax,

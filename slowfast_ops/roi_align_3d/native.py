@@ -21,11 +21,12 @@ def _on_cpu(kernel: str, features: Tensor, rois: Tensor, output: Tensor, argmax:
 
 
 def _on_cuda(
-    kernel: str, features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | None, options: tuple
+    backward: bool, features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | None, options: tuple
 ) -> None:
-    needed = library().roi_align_3d_workspace_bytes_cuda(view(features), view(rois), options)
+    needed = library().roi_align_3d_workspace_bytes_cuda(view(features), view(rois), options, backward)
     tensors = (features, rois, output, argmax, allocate((needed,), like=features, dtype=torch.uint8))
-    getattr(library(), kernel)(*map(view, tensors), options, *cuda_place(features))
+    kernel = library().roi_align_3d_backward_cuda if backward else library().roi_align_3d_forward_cuda
+    kernel(*map(view, tensors), options, *cuda_place(features))
 
 
 def forward_cpu(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | None, options: tuple) -> None:
@@ -37,8 +38,8 @@ def backward_cpu(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor 
 
 
 def forward_cuda(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | None, options: tuple) -> None:
-    _on_cuda("roi_align_3d_forward_cuda", features, rois, output, argmax, options)
+    _on_cuda(False, features, rois, output, argmax, options)
 
 
 def backward_cuda(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | None, options: tuple) -> None:
-    _on_cuda("roi_align_3d_backward_cuda", features, rois, output, argmax, options)
+    _on_cuda(True, features, rois, output, argmax, options)

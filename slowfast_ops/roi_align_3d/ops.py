@@ -97,6 +97,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, Tenso
         ctx.save_for_backward(rois)
     else:
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # else a kernel would write zeros as the gradient of argmax
         ctx.save_for_backward(rois, output[1])
 
 
@@ -137,7 +138,9 @@ def _define(suffix: str, cpu: tuple[Kernel, Kernel], cuda: tuple[Kernel, Kernel]
         grad = align_backward(grad_output, rois, ctx.input_size, ctx.channels_last, *ctx.options[1:])
         return grad, None, None, None, None, None, None
 
-    def pool_gradients(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple:
+    def pool_gradients(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple:
+        if grad_output is None:  # no gradient at all reached the output
+            return None, None, None, None, None, None, None
         rois, argmax = ctx.saved_tensors
         grad = pool_backward(grad_output, argmax, rois, ctx.input_size, ctx.channels_last, *ctx.options)
         return grad, None, None, None, None, None, None

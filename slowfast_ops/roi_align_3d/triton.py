@@ -9,24 +9,36 @@ import torch
 import triton
 from torch import Tensor
 
-from slowfast_ops.roi_align_3d.triton_kernels import backward_kernel, forward_kernel, pool_forward_kernel
+from slowfast_ops._native import allocate
+from slowfast_ops.roi_align_3d.triton_kernels import backward_kernel, forward_kernel
 from slowfast_ops.roi_align_3d.triton_plan import (
     Plan,
     make_plan,
     members_of_clips,
     plan_configurations,
 )
+from slowfast_ops.roi_align_3d.triton_pool_kernels import (
+    mean_forward_kernel,
+    pool_backward_kernel,
+    pool_forward_kernel,
+)
 
 WARPS = 8  # enough that a thread's share of a block stays in registers
+MEAN_BLOCK, MEAN_WARPS = 1024, 4
+POOL_WARPS = 4  # of the pool's backward
 
 
 def _weights(plan: Plan) -> tuple:
     return (*plan.time, *plan.y, *plan.x, plan.boxes_per_roi, plan.time_rows_per_roi)
 
 
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Strides of [*, C, T, H, W]; of [*, C], those of the other axes are 0."""
-    return (*tensor.stride(), *[0] * (5 - tensor.dim()))
+def _channels_last(tensor: Tensor) -> bool:
+    return tensor.stride(1) == 1 and tensor.shape[1] > 1
+
+
+def _rows_are_dense(tensor: Tensor) -> bool:
+    """Whether the pixels of a frame follow each other in memory."""
+    return tensor.stride(4) == 1 and tensor.stride(3) == tensor.shape[4]
 
 
 def _blocks(dtype: torch.dtype) -> dict[str, int]:
@@ -36,23 +48,84 @@ def _blocks(dtype: torch.dtype) -> dict[str, int]:
     return {"OUTPUTS": 64, "INPUTS": 16, "BLOCK": 32}
 
 
+def _pool_blocks(channels_last: bool) -> dict[str, int]:
+    """Pixels and channels of a program of the pool's backward: many along the memory, few across."""
+    return {"PIXELS": 16, "BLOCK": 128} if channels_last else {"PIXELS": 64, "BLOCK": 16}
+
+
+def _frames_alike(features: Tensor, rois: Tensor, options: tuple) -> bool:
+    """Whether each RoI has one time bin, in which all frames count the same."""
+    (t, _, _), pool = options[0], options[-1]
+    return rois.dim() == 2 and rois.shape[1] == 5 and (features.shape[2] % t == 0 if pool else t == 1)
+
+
+def _temporal_mean(features: Tensor) -> Tensor:
+    """The mean over all frames, in float32 or wider: [N, C, 1, H, W], in memory in the order of `features`."""
+    clips, channels, frames, height, width = features.shape
+    channels_last = _channels_last(features)
+    mean = allocate(
+        (clips, channels, 1, height, width),
+        like=features,
+        dtype=torch.promote_types(features.dtype, torch.float32),
+        memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format,
+    )
+    mean_forward_kernel[(clips * triton.cdiv(channels * height * width, MEAN_BLOCK),)](
+        features,
+        mean,
+        *(channels, frames, height, width),
+        *features.stride(),
+        CHANNELS_LAST=channels_last,
+        BLOCK=MEAN_BLOCK,
+        num_warps=MEAN_WARPS,
+    )
+    return mean
+
+
 def forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | None, options: tuple) -> None:
     """Fills in output (and argmax); the arguments are those of native.forward_cpu."""
     if output.numel() == 0:
         return
+    if argmax is not None:
+        _pool_forward(features, rois, output, argmax, options)
+        return
     _, channels, frames, height, width = features.shape
     t, h, w = options[0]
     plan, blocks = make_plan(features, rois, options, backward=False), _blocks(features.dtype)
-    tiles, sizes = triton.cdiv(channels, blocks["BLOCK"]), (channels, frames, height, width)
-    tensors = (plan.clip, *_weights(plan))
-    if argmax is not None:
-        pool_forward_kernel[(rois.shape[0] * tiles,)](
-            features, output, argmax, *tensors, *sizes, h, w, *features.stride(), **blocks, num_warps=WARPS
-        )
-        return
-    programs = rois.shape[0] * t * triton.cdiv(h * w, blocks["OUTPUTS"]) * tiles
-    strides = (*features.stride(), *output.stride())
-    forward_kernel[(programs,)](features, output, *tensors, *sizes, t, h, w, *strides, **blocks, num_warps=WARPS)
+    programs = rois.shape[0] * t * triton.cdiv(h * w, blocks["OUTPUTS"]) * triton.cdiv(channels, blocks["BLOCK"])
+    forward_kernel[(programs,)](
+        features,
+        output,
+        plan.clip,
+        *_weights(plan),
+        *(channels, frames, height, width),
+        *(t, h, w),
+        *features.stride(),
+        *output.stride(),
+        FEATURES_CHANNELS_LAST=_channels_last(features),
+        OUTPUT_CHANNELS_LAST=_channels_last(output),
+        **blocks,
+        num_warps=WARPS,
+    )
+
+
+def _pool_forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, options: tuple) -> None:
+    if _frames_alike(features, rois, options):  # a clip of one frame
+        features, options = _temporal_mean(features), ((1, *options[0][1:]), *options[1:])
+    _, channels, frames, height, width = features.shape
+    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(features.dtype)
+    pool_forward_kernel[(rois.shape[0] * triton.cdiv(channels, blocks["BLOCK"]),)](
+        features,
+        output,
+        argmax,
+        plan.clip,
+        *_weights(plan),
+        *(channels, frames, height, width),
+        *options[0][1:],
+        *features.stride(),
+        CHANNELS_LAST=_channels_last(features),
+        **blocks,
+        num_warps=WARPS,
+    )
 
 
 def backward(grad_features: Tensor, rois: Tensor, grad_output: Tensor, argmax: Tensor | None, options: tuple) -> None:
@@ -61,22 +134,45 @@ def backward(grad_features: Tensor, rois: Tensor, grad_output: Tensor, argmax: T
         return
     clips, channels, frames, height, width = grad_features.shape
     t, h, w = options[0]
-    plan, blocks = make_plan(grad_features, rois, options, backward=True), _blocks(grad_features.dtype)
-    shared = plan.boxes_per_roi == 1 and plan.time_rows_per_roi == 0 and t == 1  # by all frames: the box and its weight
-    distinct, pool = 1 if shared else frames, argmax is not None
-    tiles, chunks = triton.cdiv(channels, blocks["BLOCK"]), triton.cdiv(height * width, blocks["OUTPUTS"])
-    backward_kernel[(clips * distinct * chunks * tiles,)](
+    plan = make_plan(grad_features, rois, options, backward=True)
+    distinct = 1 if _frames_alike(grad_features, rois, options) else frames
+    channels_last = _channels_last(grad_features)
+    if argmax is not None:
+        pool_blocks = _pool_blocks(channels_last)
+        chunks = triton.cdiv(height * width, pool_blocks["PIXELS"])
+        pool_backward_kernel[(clips * distinct * chunks * triton.cdiv(channels, pool_blocks["BLOCK"]),)](
+            grad_output,
+            grad_features,
+            argmax,
+            *members_of_clips(plan, clips),
+            plan.time.weights,
+            *plan.y,
+            *plan.x,
+            *(plan.boxes_per_roi, plan.time_rows_per_roi, rois.shape[0], distinct),
+            *(channels, frames, height, width),
+            *(h, w),
+            *grad_output.stride(),
+            *grad_features.stride(),
+            CHANNELS_LAST=channels_last,
+            DENSE=_rows_are_dense(grad_features),
+            **pool_blocks,
+            num_warps=POOL_WARPS,
+        )
+        return
+    blocks = _blocks(grad_features.dtype)
+    chunks = triton.cdiv(height * width, blocks["OUTPUTS"])
+    backward_kernel[(clips * distinct * chunks * triton.cdiv(channels, blocks["BLOCK"]),)](
         grad_output,
         grad_features,
-        argmax if pool else grad_output,
         *members_of_clips(plan, clips),
         *_weights(plan),
         *(rois.shape[0], distinct),
         *(channels, frames, height, width),
-        *(1 if pool else t, h, w),
-        *_strides(grad_output),
+        *(t, h, w),
+        *grad_output.stride(),
         *grad_features.stride(),
-        POOL=pool,
+        OUTPUT_CHANNELS_LAST=_channels_last(grad_output),
+        FEATURES_CHANNELS_LAST=channels_last,
         **blocks,
         num_warps=WARPS,
     )
@@ -86,28 +182,38 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     """(kernel, signature, constants, options) of what the launchers above ask for, for compiling without a GPU."""
     yield from plan_configurations()
     sizes = dict.fromkeys(("channels", "frames", "height", "width", "time_bins", "y_bins", "x_bins"), "i32")
+    pool_sizes = {name: kind for name, kind in sizes.items() if name != "time_bins"}
+    mean_sizes = dict.fromkeys(("channels", "frames", "height", "width"), "i32")
     matrices: dict[str, str] = {}
     for axis in ("time", "y", "x"):
         matrices |= {f"{axis}_weights_ptr": "*fp32", f"{axis}_ranges_ptr": "*i32"}
-    matrices |= {"boxes_per_roi": "i32", "time_rows_per_roi": "i32"}
-    options = {"num_warps": WARPS}
-    strides = {tensor: {f"{tensor}_{axis}": "i64" for axis in "ncthw"} for tensor in ("feature", "output")}
+    per_roi = dict.fromkeys(("boxes_per_roi", "time_rows_per_roi"), "i32")
+    members = {"members_ptr": "*i32", "counts_ptr": "*i32"}
+    feature_strides = {f"feature_{axis}": "i64" for axis in "ncthw"}
+    output_strides = {f"output_{axis}": "i64" for axis in "ncthw"}
+    options, clip = {"num_warps": WARPS}, {"clip_ptr": "*i32", **matrices, **per_roi}
     for dtype, torch_dtype in (("*bf16", torch.bfloat16), ("*fp16", torch.float16), ("*fp32", torch.float32)):
         blocks = _blocks(torch_dtype)
-        types = {"features_ptr": dtype, "output_ptr": dtype, "clip_ptr": "*i32", **matrices, **sizes}
-        yield forward_kernel, {**types, **strides["feature"], **strides["output"]}, blocks, options
-        types = {
-            "features_ptr": dtype,
-            "output_ptr": dtype,
-            "argmax_ptr": "*i64",
-            "clip_ptr": "*i32",
-            **matrices,
-            **sizes,
-        }
-        del types["time_bins"]
-        yield pool_forward_kernel, {**types, **strides["feature"]}, blocks, options
-        for pool in (False, True):
-            types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, "argmax_ptr": "*i64" if pool else dtype}
-            types |= {"members_ptr": "*i32", "counts_ptr": "*i32", **matrices, "rois": "i32", "distinct_frames": "i32"}
-            types |= sizes | strides["output"] | strides["feature"]
-            yield backward_kernel, types, {"POOL": pool, **blocks}, options
+        for last in (False, True):
+            both = {"FEATURES_CHANNELS_LAST": last, "OUTPUT_CHANNELS_LAST": last}
+            types = {"features_ptr": dtype, "output_ptr": dtype, **clip, **sizes, **feature_strides, **output_strides}
+            yield forward_kernel, types, {**both, **blocks}, options
+
+            types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, **members, **matrices, **per_roi}
+            types |= {"rois": "i32", "distinct_frames": "i32", **sizes, **output_strides, **feature_strides}
+            yield backward_kernel, types, {**both, **blocks}, options
+
+            types = {"features_ptr": dtype, "mean_ptr": "*fp32", **mean_sizes, **feature_strides}
+            yield mean_forward_kernel, types, {"CHANNELS_LAST": last, "BLOCK": MEAN_BLOCK}, {"num_warps": MEAN_WARPS}
+
+            types = {"output_ptr": dtype, "argmax_ptr": "*i64", **clip, **pool_sizes, **feature_strides}
+            for features in {dtype, "*fp32"}:  # as they are, or their mean
+                constants = {"CHANNELS_LAST": last, **blocks}
+                yield pool_forward_kernel, {"features_ptr": features, **types}, constants, options
+
+            types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, "argmax_ptr": "*i64", **members}
+            types |= {name: kind for name, kind in matrices.items() if name != "time_ranges_ptr"}
+            types |= {**per_roi, "rois": "i32", "distinct_frames": "i32", **pool_sizes}
+            types |= {"output_n": "i64", "output_c": "i64", **feature_strides}
+            constants = {"CHANNELS_LAST": last, "DENSE": not last, **_pool_blocks(last)}
+            yield pool_backward_kernel, types, constants, {"num_warps": POOL_WARPS}

@@ -1,4 +1,4 @@
-"""The Triton kernels of roi_align_3d and roi_align_3d_pool; triton.py launches them.
+"""The Triton kernels of roi_align_3d, and what those of roi_align_3d_pool share with them; triton.py launches them.
 
 As in csrc/cuda/roi_align_3d_cuda.cu: a first kernel (triton_plan.py) turns boxes into weights, so that the host reads
 no value of a RoI. The forward and the backward, in gather form, then are one step, `_resampled`, with the weights
@@ -12,6 +12,15 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def along(channel, stride, CHANNELS_LAST: tl.constexpr):
+    """The offsets of channels. A stride that is known to be 1 lets neighbouring threads take neighbouring channels."""
+    if CHANNELS_LAST:
+        return channel
+    else:
+        return channel * stride
 
 
 @triton.jit
@@ -38,6 +47,7 @@ def _resampled(
     x_output_step,
     x_input_step,
     x_ranges_ptr,
+    CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -58,7 +68,7 @@ def _resampled(
         inside = i < inputs
         y = first_y + i // width
         x = first_x + i % width
-        pixel = input_ptr + (y * input_h + x * input_w)[:, None] + (channel * input_c)[None, :]
+        pixel = input_ptr + (y * input_h + x * input_w)[:, None] + along(channel, input_c, CHANNELS_LAST)[None, :]
         mask = inside[:, None] & channel_inside[None, :]
         line = tl.full([INPUTS, BLOCK], 0, element)
         for t in range(first_t, last_t):
@@ -76,7 +86,7 @@ def _resampled(
 
 
 @triton.jit
-def _bins(
+def bins_of_roi(
     features_ptr,
     clip_ptr,
     time_weights_ptr,
@@ -103,6 +113,7 @@ def _bins(
     first_bin,
     channel,
     channel_inside,
+    CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -141,6 +152,7 @@ def _bins(
             1,
             x_bins,
             x_ranges_ptr + 2 * box * x_bins,
+            CHANNELS_LAST,
             OUTPUTS,
             INPUTS,
             BLOCK,
@@ -178,6 +190,8 @@ def forward_kernel(
     output_t: tl.int64,
     output_h: tl.int64,
     output_w: tl.int64,
+    FEATURES_CHANNELS_LAST: tl.constexpr,
+    OUTPUT_CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -190,7 +204,7 @@ def forward_kernel(
     first_bin = rest % chunks * OUTPUTS
     time_bin = rest // chunks % time_bins
     roi = (rest // chunks // time_bins).to(tl.int64)
-    result = _bins(
+    result = bins_of_roi(
         features_ptr,
         clip_ptr,
         time_weights_ptr,
@@ -217,104 +231,22 @@ def forward_kernel(
         first_bin,
         channel,
         channel < channels,
+        FEATURES_CHANNELS_LAST,
         OUTPUTS,
         INPUTS,
         BLOCK,
     )
     bin = first_bin + tl.arange(0, OUTPUTS)
-    place = output_ptr + roi * output_n + time_bin * output_t + (channel * output_c)[None, :]
+    place = output_ptr + roi * output_n + time_bin * output_t + along(channel, output_c, OUTPUT_CHANNELS_LAST)[None, :]
     place += (bin // x_bins * output_h + bin % x_bins * output_w)[:, None]
     mask = (bin < y_bins * x_bins)[:, None] & (channel < channels)[None, :]
     tl.store(place, result.to(output_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def pool_forward_kernel(
-    features_ptr,
-    output_ptr,
-    argmax_ptr,
-    clip_ptr,
-    time_weights_ptr,
-    time_ranges_ptr,
-    y_weights_ptr,
-    y_ranges_ptr,
-    x_weights_ptr,
-    x_ranges_ptr,
-    boxes_per_roi,
-    time_rows_per_roi,
-    channels,
-    frames,
-    height,
-    width,
-    y_bins,
-    x_bins,
-    feature_n: tl.int64,
-    feature_c: tl.int64,
-    feature_t: tl.int64,
-    feature_h: tl.int64,
-    feature_w: tl.int64,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """A program makes BLOCK channels of a RoI: the largest bin, the first of equals, and NaN if there is one."""
-    tiles = (channels + BLOCK - 1) // BLOCK
-    channel = (tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-    roi = (tl.program_id(0) // tiles).to(tl.int64)
-    infinity = float("inf")
-    best = tl.full([BLOCK], -infinity, x_weights_ptr.dtype.element_ty)
-    best_place = tl.full([BLOCK], 0, tl.int32)
-    for first_bin in range(0, y_bins * x_bins, OUTPUTS):
-        value = _bins(
-            features_ptr,
-            clip_ptr,
-            time_weights_ptr,
-            time_ranges_ptr,
-            y_weights_ptr,
-            y_ranges_ptr,
-            x_weights_ptr,
-            x_ranges_ptr,
-            boxes_per_roi,
-            time_rows_per_roi,
-            frames,
-            height,
-            width,
-            1,
-            y_bins,
-            x_bins,
-            feature_n,
-            feature_c,
-            feature_t,
-            feature_h,
-            feature_w,
-            roi,
-            0,
-            first_bin,
-            channel,
-            channel < channels,
-            OUTPUTS,
-            INPUTS,
-            BLOCK,
-        )
-        bin = (first_bin + tl.arange(0, OUTPUTS))[:, None]
-        known = (value == value) & (bin < y_bins * x_bins)
-        largest = tl.max(tl.where(known, value, -infinity), 0)
-        place = tl.min(tl.where(known & (value == largest[None, :]), bin, 2147483647), 0)
-        unknown = tl.min(tl.where(value != value, bin, 2147483647), 0)
-        has_unknown = unknown < 2147483647
-        better = ((largest > best) | has_unknown) & (best == best)
-        best_place = tl.where(better, tl.where(has_unknown, unknown, place), best_place)
-        best = tl.where(better, tl.where(has_unknown, float("nan"), largest), best)
-    place = roi * channels + channel
-    tl.store(output_ptr + place, best.to(output_ptr.dtype.element_ty), mask=channel < channels)
-    tl.store(argmax_ptr + place, best_place.to(tl.int64), mask=channel < channels)
-
-
-@triton.jit
 def backward_kernel(
     grad_output_ptr,
     grad_features_ptr,
-    argmax_ptr,
     members_ptr,
     counts_ptr,
     time_weights_ptr,
@@ -344,7 +276,8 @@ def backward_kernel(
     feature_t: tl.int64,
     feature_h: tl.int64,
     feature_w: tl.int64,
-    POOL: tl.constexpr,
+    OUTPUT_CHANNELS_LAST: tl.constexpr,
+    FEATURES_CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -370,43 +303,36 @@ def backward_kernel(
         time_weights = time_weights_ptr + time_row * time_bins
         y_weights = y_weights_ptr + box * height * y_bins
         x_weights = x_weights_ptr + box * width * x_bins
-        if POOL:  # one bin has all of the gradient
-            place = tl.load(argmax_ptr + roi * channels + channel, mask=channel_inside, other=0)
-            value = tl.load(grad_output_ptr + roi * output_n + channel * output_c, mask=channel_inside, other=0)
-            y_weight = tl.load(y_weights + (y * y_bins)[:, None] + (place // x_bins)[None, :], mask=mask, other=0)
-            x_weight = tl.load(x_weights + (x * x_bins)[:, None] + (place % x_bins)[None, :], mask=mask, other=0)
-            total += y_weight * x_weight * (tl.load(time_weights) * value.to(total.dtype))[None, :]
-        else:
-            total += _resampled(
-                grad_output_ptr + roi * output_n,
-                output_c,
-                output_t,
-                output_h,
-                output_w,
-                channel,
-                channel_inside,
-                tl.load(time_ranges_ptr + 2 * time_row),
-                tl.load(time_ranges_ptr + 2 * time_row + 1),
-                time_weights,
-                1,
-                y,
-                x,
-                pixel_inside,
-                y_weights,
-                y_bins,
-                1,
-                y_ranges_ptr + 2 * box * height,
-                x_weights,
-                x_bins,
-                1,
-                x_ranges_ptr + 2 * box * width,
-                OUTPUTS,
-                INPUTS,
-                BLOCK,
-            )
-    place = (
-        grad_features_ptr + n * feature_n + (y * feature_h + x * feature_w)[:, None] + (channel * feature_c)[None, :]
-    )
+        total += _resampled(
+            grad_output_ptr + roi * output_n,
+            output_c,
+            output_t,
+            output_h,
+            output_w,
+            channel,
+            channel_inside,
+            tl.load(time_ranges_ptr + 2 * time_row),
+            tl.load(time_ranges_ptr + 2 * time_row + 1),
+            time_weights,
+            1,
+            y,
+            x,
+            pixel_inside,
+            y_weights,
+            y_bins,
+            1,
+            y_ranges_ptr + 2 * box * height,
+            x_weights,
+            x_bins,
+            1,
+            x_ranges_ptr + 2 * box * width,
+            OUTPUT_CHANNELS_LAST,
+            OUTPUTS,
+            INPUTS,
+            BLOCK,
+        )
+    place = grad_features_ptr + n * feature_n + (y * feature_h + x * feature_w)[:, None]
+    place += along(channel, feature_c, FEATURES_CHANNELS_LAST)[None, :]
     gradient = total.to(grad_features_ptr.dtype.element_ty)
     for f in range(frame, frame + frames - distinct_frames + 1):
         tl.store(place + f * feature_t, gradient, mask=mask)

@@ -33,7 +33,7 @@ struct RoIAlign3DParams {
 int64_t roi_align_3d_workspace_bytes_cpu(const RoIAlign3DParams& params, int num_threads);
 void roi_align_3d_forward_cpu(const RoIAlign3DParams& params, int num_threads);
 void roi_align_3d_backward_cpu(const RoIAlign3DParams& params, int num_threads);
-int64_t roi_align_3d_workspace_bytes_cuda(const RoIAlign3DParams& params);
+int64_t roi_align_3d_workspace_bytes_cuda(const RoIAlign3DParams& params, bool backward);
 void roi_align_3d_forward_cuda(const RoIAlign3DParams& params, int device, void* stream);
 void roi_align_3d_backward_cuda(const RoIAlign3DParams& params, int device, void* stream);
 
