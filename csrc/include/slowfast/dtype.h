@@ -21,12 +21,16 @@ struct bfloat16 {
   uint16_t bits;
 
   bfloat16() = default;
+  // Rounds to nearest even; a NaN stays a NaN.
   SF_HOST_DEVICE SF_INLINE explicit bfloat16(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
     uint32_t word;
     memcpy(&word, &value, sizeof(word));
-    // Round to nearest even; a NaN stays a NaN instead of being rounded up to infinity.
-    const uint32_t rounded = (word + 0x7FFFu + ((word >> 16) & 1u)) >> 16;
+    const uint32_t rounded = (word + 0x7FFFu + ((word >> 16) & 1u)) >> 16;  // would round a NaN up to infinity
     bits = static_cast<uint16_t>((word & 0x7FFFFFFFu) > 0x7F800000u ? ((word >> 16) | 0x40u) : rounded);
+#endif
   }
   SF_HOST_DEVICE SF_INLINE operator float() const {
     const uint32_t word = static_cast<uint32_t>(bits) << 16;
