@@ -73,80 +73,68 @@ struct ConvGradient {
         wide(can_widen(p.grad, along_channels) && can_widen(p.conv, along_channels) &&
              can_widen(p.output, along_channels)) {}
 
-  // place(e, k, &channel): the row of an operand's element as a place, and its channel; false if it is zero.
-  template <typename Operand, typename Place>
-  __device__ SF_INLINE void load(T* grads, T* keeps, bool across, const Place& place) const {
-    const auto fill = [&](T* to, const Frames<const T>& from) {
-      Operand::fill(to, across, wide, [&](int e, int k) -> const T* {
-        Rows::Place row;
-        int channel;
-        return place(e, k, row, channel) ? from.at(row.n, channel, row.t, row.position) : nullptr;
-      });
-    };
-    fill(grads, grad);
-    if (has_kept) fill(keeps, kept);
-  }
-
-  template <typename Operand, typename Place>
-  __device__ SF_INLINE void finish(T* grads, const T* keeps, bool across, const Place& place) const {
+  // Completes the groups of an operand that the thread itself loaded; channel_of(first, second) of an element.
+  template <typename Operand, typename Source, typename ChannelOf>
+  __device__ SF_INLINE void finish(T* grads, const T* keeps, const Operand& operand, const Source& from, int begin,
+                                   const ChannelOf& channel_of) const {
     if (!scaled && !has_kept) return;
-    Operand::for_each_group(across, [&](int at, int e, int k) {
-      Rows::Place row;
-      int channel;
-      if (!wide) {
+    if (wide) {
+      operand.for_each_group(from, begin, [&](int group, const Along& x, const Along& y) {
+        if (!from.has(x, y)) return;  // it is zero
+        const int channel = channel_of(Operand::first(group), begin + Operand::second(group));
+        constexpr int kAtOnce = 16 / sizeof(Acc);  // whose coefficients are loaded together
+#pragma unroll
+        for (int j = 0; j < kWide<T>; j += kAtOnce) {
+          const int at = Operand::Groups::place(group) + j;
+          if (along_channels)
+            complete<kAtOnce, kAtOnce>(grads + at, keeps + at, channel + j);
+          else
+            complete<kAtOnce, 1>(grads + at, keeps + at, channel);
+        }
+      });
+    } else if (Operand::any()) {
 #pragma unroll 1
-        for (int j = 0; j < kWide<T>; ++j)
-          if (across ? place(e + j, k, row, channel) : place(e, k + j, row, channel))
-            grads[at + j] = value(grads[at + j], keeps + at + j, coefficients_at<1>(channel, true), 0);
-        return;
-      }
-      if (!place(e, k, row, channel)) return;  // it is zero
-      using Values = Group<T, kWide<T>>;
-      Values values = *reinterpret_cast<Values*>(grads + at), others;
-      if (has_kept) others = *reinterpret_cast<const Values*>(keeps + at);
-      constexpr int kAtOnce = 16 / sizeof(Acc);  // whose coefficients are loaded together
-#pragma unroll
-      for (int first = 0; first < kWide<T>; first += kAtOnce) {
-        const auto by_channel = coefficients_at<kAtOnce>(along_channels ? channel + first : channel, !along_channels);
-#pragma unroll
-        for (int j = first; j < first + kAtOnce; ++j)
-          values.values[j] = value(values.values[j], &others.values[j], by_channel, j - first);
-      }
-      *reinterpret_cast<Values*>(grads + at) = values;
-    });
+      for (int group = 0; group < Operand::kGroups; ++group)
+        Operand::for_each_element(from, begin, group, [&](int j, int first, int second, const T* element) {
+          const int at = Operand::Groups::place(group) + j;
+          if (element != nullptr) complete<1, 1>(grads + at, keeps + at, channel_of(first, begin + second));
+        });
+    }
   }
 
  private:
-  template <int kCount>
-  struct Coefficients {
-    Group<Acc, kCount> scale, centre, multiply, add;
-  };
-  // Of kCount channels from `channel` on, which are aligned, or kCount times of that channel.
-  template <int kCount>
-  __device__ SF_INLINE Coefficients<kCount> coefficients_at(int channel, bool same) const {
-    using Row = Group<Acc, kCount>;
+  // For kCount elements of kChannels adjacent channels, or of one.
+  template <int kCount, int kChannels>
+  __device__ SF_INLINE void complete(T* grads, const T* keeps, int channel) const {
+    using Values = Group<T, kCount>;
+    Values values = *reinterpret_cast<Values*>(grads), others;
+    if (has_kept) others = *reinterpret_cast<const Values*>(keeps);
     const auto row = [&](Coefficient i) {
-      const Acc* from = coefficients + i * stride + channel;
-      if (!same) return *reinterpret_cast<const Row*>(from);
-      Row result;
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) result.values[j] = *from;
-      return result;
+      return *reinterpret_cast<const Group<Acc, kChannels>*>(coefficients + i * stride + channel);
     };
-    Coefficients<kCount> result;
-    if (scaled) result.scale = row(kScale);
-    if (centred) result.centre = row(kCentre), result.multiply = row(kMultiply), result.add = row(kAdd);
-    return result;
-  }
-  template <int kCount>
-  __device__ SF_INLINE T value(T grad, const T* keep, const Coefficients<kCount>& by_channel, int i) const {
-    Acc result = static_cast<Acc>(grad);
-    if (centred)
-      result += by_channel.add.values[i] +
-                by_channel.multiply.values[i] * (static_cast<Acc>(*keep) - by_channel.centre.values[i]);
-    else if (has_kept && static_cast<Acc>(*keep) <= 0)
-      result = 0;
-    return T(scaled ? result * by_channel.scale.values[i] : result);
+    Acc results[kCount];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) results[j] = static_cast<Acc>(values.values[j]);
+    if (centred) {
+      const auto centre = row(kCentre), multiply = row(kMultiply), add = row(kAdd);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        const int c = j % kChannels;
+        results[j] += add.values[c] + multiply.values[c] * (static_cast<Acc>(others.values[j]) - centre.values[c]);
+      }
+    } else if (has_kept) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j)
+        if (static_cast<Acc>(others.values[j]) <= 0) results[j] = 0;
+    }
+    if (scaled) {
+      const auto scale = row(kScale);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) results[j] *= scale.values[j % kChannels];
+    }
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) values.values[j] = T(results[j]);
+    *reinterpret_cast<Values*>(grads) = values;
   }
 };
 
@@ -181,14 +169,14 @@ struct Backward {
   SF_HOST_DEVICE int shift(int r) const { return (taps / 2 - alpha * r) * static_cast<int>(fast_channels.value); }
 };
 
-// Adjacent blocks share rows.
 template <typename T, int kColumns>
 struct FastBackward {
   using Product = TileProduct<T, kColumns>;
-  static constexpr int kKept = Product::A::kSize + Product::B::kSize, kStageSize = kKept + Product::A::kSize;
+  static constexpr int kKept = Product::kSizeA + Product::kSizeB, kStageSize = kKept + Product::kSizeA;
   static constexpr size_t kSharedBytes = shared_bytes<T, kColumns>(kStages, kStageSize);
 };
 
+// Adjacent blocks share rows.
 template <typename T, int kColumns>
 __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
     lateral_conv_fast_backward_kernel(const Backward<T> b, int column_groups) {
@@ -204,44 +192,61 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
   for (end_reader = first_reader; first_column + kColumns + b.shift(end_reader) > 0;) ++end_reader;
   const int depth = (end_reader - first_reader) * channels;
 
-  Product product;
-  const auto place = [&](int begin, int row, int k, Rows::Place& at, int& channel) {
-    const int r = b.channels.quotient(begin + k);
-    if (begin + k >= depth || row >= first.left) return false;
-    at = rows.at(first, row);
-    at.t += first_reader + r;
-    channel = begin + k - r * channels;
-    return at.t >= 0 && at.t < b.slow_frames;
+  const auto gradient = [&](const Frames<const T>& from) {
+    return matrix(
+        from.data, b.slow_frames, b.gradient.wide,
+        [&](int row) {
+          if (row >= first.left) return kNowhere;
+          const auto place = rows.at(first, row);
+          return Along{from.offset(place.n, place.t, place.position), place.t};
+        },
+        [&](int k) {
+          const int i = b.channels.quotient(k), r = first_reader + i;
+          return k < depth ? Along{r * from.t + (k - i * channels) * from.c, r} : kNowhere;
+        });
   };
+  const auto grads = gradient(b.gradient.grad), keeps = gradient(b.gradient.kept);
+  const auto weights = matrix(
+      b.weight, b.depth, b.wide_weight,
+      [&](int column) {
+        const int at = first_column + column;
+        return at < b.columns() ? Along{at, at} : kNowhere;
+      },
+      [&](int k) {
+        const int i = b.channels.quotient(k), shift = b.shift(first_reader + i);
+        return k < depth ? Along{int64_t{k - i * channels} * b.depth + shift, shift} : kNowhere;
+      });
+  const auto channel_of = [&](int, int k) { return k - b.channels.quotient(k) * channels; };
+
+  Product product;
+  const typename Product::template B<true> weight_columns(weights);
   with_flag(!b.gradient.along_channels, [&](auto across) {
+    const typename Product::template A<across> grad_rows(grads), kept_rows(keeps);
     product.template run<kStages, Sizes::kStageSize, across, true>(
         shared, (depth + kDepth<T> - 1) / kDepth<T>,
-        [&](T* stage, int step) {
-          const int begin = step * kDepth<T>;
-          b.gradient.template load<typename Product::A>(
-              stage, stage + Sizes::kKept, across,
-              [&](int e, int k, Rows::Place& at, int& channel) { return place(begin, e, k, at, channel); });
-          Product::B::fill(stage + Product::A::kSize, true, b.wide_weight, [&](int column, int k) -> const T* {
-            const int r = b.channels.quotient(begin + k), o = begin + k - r * channels;
-            const int d = first_column + column + b.shift(first_reader + r);
-            if (begin + k >= depth || first_column + column >= b.columns() || d < 0 || d >= b.depth) return nullptr;
-            return b.weight + static_cast<int64_t>(o) * b.depth + d;
-          });
+        [&](T* stage, int begin) {
+          grad_rows.fill(stage, grads, begin);
+          if (b.gradient.has_kept) kept_rows.fill(stage + Sizes::kKept, keeps, begin);
+          weight_columns.fill(stage + Product::kSizeA, weights, begin);
         },
-        [&](T* stage, int step) {
-          const int begin = step * kDepth<T>;
-          b.gradient.template finish<typename Product::A>(
-              stage, stage + Sizes::kKept, across,
-              [&](int e, int k, Rows::Place& at, int& channel) { return place(begin, e, k, at, channel); });
+        [&](T* stage, int begin) {
+          b.gradient.finish(stage, stage + Sizes::kKept, grad_rows, grads, begin, channel_of);
         });
   });
-  product.store(shared, b.fast_across, b.wide_fast, [&](int row, int column) -> T* {
-    if (row >= first.left || first_column + column >= b.columns()) return nullptr;
-    const int of_group = b.fast_channels.quotient(first_column + column);
-    const int f = first_column + column - of_group * static_cast<int>(b.fast_channels.value);
-    const auto at = rows.at(first, row);
-    return b.grad_fast.at(at.n, f, at.t * b.alpha + of_group, at.position);
-  });
+
+  const auto to = matrix(
+      b.grad_fast.data, 1, b.wide_fast,
+      [&](int row) {
+        if (row >= first.left) return kNowhere;
+        const auto place = rows.at(first, row);
+        return Along{b.grad_fast.offset(place.n, place.t * b.alpha, place.position), 0};
+      },
+      [&](int column) {
+        const int at = first_column + column, frame = b.fast_channels.quotient(at);
+        const int channel = at - frame * static_cast<int>(b.fast_channels.value);
+        return at < b.columns() ? Along{frame * b.grad_fast.t + channel * b.grad_fast.c, 0} : kNowhere;
+      });
+  with_flag(b.fast_across, [&](auto across) { product.template store<across>(shared, to); });
 }
 
 // How the sum over all rows is split: blocks [part][128 of the depth][kColumns output channels].
@@ -265,7 +270,7 @@ struct WeightSplit {
 template <typename T, int kColumns>
 struct WeightBackward {
   using Product = TileProduct<T, kColumns>;
-  static constexpr int kKept = Product::A::kSize + Product::B::kSize, kStageSize = kKept + Product::B::kSize;
+  static constexpr int kKept = Product::kSizeA + Product::kSizeB, kStageSize = kKept + Product::kSizeB;
   static constexpr size_t kSharedBytes = sizeof(T) * kStages * kStageSize;
 };
 
@@ -284,41 +289,56 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
   const auto first = rows.first(part * split.rows_per_part);
   const int count = static_cast<int>(first.left < split.rows_per_part ? first.left : split.rows_per_part);
 
-  Product product;
-  const auto place = [&](int begin, int column, int k, Rows::Place& at, int& channel) {
-    if (begin + k >= count || first_channel + column >= b.gradient.channels) return false;
-    at = rows.at(first, begin + k);
-    channel = first_channel + column;
-    return true;
+  const auto frames = matrix(
+      b.fast.data, b.slow_frames * b.alpha, b.wide_fast,
+      [&](int e) {
+        const int d = first_depth + e, tap = b.fast_channels.quotient(d), frame = tap - b.taps / 2;
+        const int channel = d - tap * static_cast<int>(b.fast_channels.value);
+        return d < b.depth ? Along{frame * b.fast.t + channel * b.fast.c, frame} : kNowhere;
+      },
+      [&](int row) {
+        if (row >= count) return kNowhere;
+        const auto place = rows.at(first, row);
+        const int frame = place.t * b.alpha;
+        return Along{b.fast.offset(place.n, frame, place.position), frame};
+      });
+  const auto gradient = [&](const Frames<const T>& from) {
+    return matrix(
+        from.data, 1, b.gradient.wide,
+        [&](int column) {
+          const int channel = first_channel + column;
+          return channel < b.gradient.channels ? Along{channel * from.c, 0} : kNowhere;
+        },
+        [&](int row) {
+          if (row >= count) return kNowhere;
+          const auto place = rows.at(first, row);
+          return Along{from.offset(place.n, place.t, place.position), 0};
+        });
   };
+  const auto grads = gradient(b.gradient.grad), keeps = gradient(b.gradient.kept);
+  const auto channel_of = [&](int column, int) { return first_channel + column; };
+
+  Product product;
   const auto run = [&](auto fast_across, auto across) {
+    using A = typename Product::template A<fast_across>;
+    const A fast_rows(frames);
+    const typename Product::template B<across> grad_columns(grads), kept_columns(keeps);
     product.template run<kStages, Sizes::kStageSize, fast_across, across>(
         shared, (count + kDepth<T> - 1) / kDepth<T>,
-        [&](T* stage, int step) {
-          const int begin = step * kDepth<T>;
-          Product::A::fill(stage, fast_across, b.wide_fast, [&](int e, int k) -> const T* {
-            const int d = first_depth + e, tap = b.fast_channels.quotient(d);
-            if (d >= b.depth || begin + k >= count) return nullptr;
-            const auto at = rows.at(first, begin + k);
-            const int frame = at.t * b.alpha + tap - b.taps / 2;
-            if (frame < 0 || frame >= b.slow_frames * b.alpha) return nullptr;
-            return b.fast.at(at.n, d - tap * static_cast<int>(b.fast_channels.value), frame, at.position);
-          });
-          b.gradient.template load<typename Product::B>(
-              stage + Product::A::kSize, stage + Sizes::kKept, across,
-              [&](int e, int k, Rows::Place& at, int& channel) { return place(begin, e, k, at, channel); });
+        [&](T* stage, int begin) {
+          fast_rows.fill(stage, frames, begin);
+          grad_columns.fill(stage + Product::kSizeA, grads, begin);
+          if (b.gradient.has_kept) kept_columns.fill(stage + Sizes::kKept, keeps, begin);
         },
-        [&](T* stage, int step) {
-          const int begin = step * kDepth<T>;
+        [&](T* stage, int begin) {
           if (first_depth + kRows > b.depth && split.depth > b.depth)  // the ones
-            Product::A::for_each_group(fast_across, [&](int to, int e, int) {
 #pragma unroll 1
-              for (int j = 0; j < kWide<T>; ++j)
-                if (first_depth + (fast_across ? e + j : e) == b.depth) stage[to + j] = T(Acc(1));
-            });
-          b.gradient.template finish<typename Product::B>(
-              stage + Product::A::kSize, stage + Sizes::kKept, across,
-              [&](int e, int k, Rows::Place& at, int& channel) { return place(begin, e, k, at, channel); });
+            for (int i = 0; i < A::kGroups * kWide<T>; ++i) {
+              const int group = i / kWide<T>, j = i % kWide<T>;
+              if (first_depth + A::first(group) + (fast_across ? j : 0) == b.depth)
+                stage[A::Groups::place(group) + j] = T(Acc(1));
+            }
+          b.gradient.finish(stage + Product::kSizeA, stage + Sizes::kKept, grad_columns, grads, begin, channel_of);
         });
   };
   with_flag(!b.fast_across, [&](auto fast_across) {

@@ -50,7 +50,7 @@ struct Convolution {
 template <typename T, int kColumns>
 struct ConvolvedTile {
   using Product = TileProduct<T, kColumns>;
-  static constexpr int kStageSize = Product::A::kSize + Product::B::kSize;
+  static constexpr int kStageSize = Product::kSizeA + Product::kSizeB;
   static constexpr size_t kSharedBytes = shared_bytes<T, kColumns>(kStages, kStageSize);
 
   const Convolution<T>& conv;
@@ -64,33 +64,51 @@ struct ConvolvedTile {
         index(block / conv.column_groups(kColumns)),
         first(conv.rows.first(index * kRows)),
         first_channel(static_cast<int>(block % conv.column_groups(kColumns)) * kColumns) {
+    const auto frames = matrix(
+        conv.fast.data, conv.fast_frames, conv.wide_fast,
+        [&](int row) {
+          if (row >= first.left) return kNowhere;
+          const auto place = conv.rows.at(first, row);
+          const int frame = place.t * conv.alpha;
+          return Along{conv.fast.offset(place.n, frame, place.position), frame};
+        },
+        [&](int d) {
+          const int tap = conv.fast_channels.quotient(d), frame = tap - conv.taps / 2;
+          const int channel = d - tap * static_cast<int>(conv.fast_channels.value);
+          return d < conv.depth ? Along{frame * conv.fast.t + channel * conv.fast.c, frame} : kNowhere;
+        });
+    const auto weights = matrix(
+        conv.weight, 1, conv.wide_weight,
+        [&](int column) {
+          const int64_t channel = first_channel + column;
+          return channel < conv.channels ? Along{channel * conv.depth, 0} : kNowhere;
+        },
+        [&](int d) { return d < conv.depth ? Along{d, 0} : kNowhere; });
+    const typename Product::template B<false> b(weights);
     const int steps = (conv.depth + kDepth<T> - 1) / kDepth<T>;
     with_flag(conv.across, [&](auto across) {
-      const auto load = [&](T* stage, int step) {
-        const int begin = step * kDepth<T>;
-        Product::A::fill(stage, across, conv.wide_fast, [&](int row, int k) -> const T* {
-          const int d = begin + k, tap = conv.fast_channels.quotient(d);
-          if (d >= conv.depth || row >= first.left) return nullptr;
-          const auto place = conv.rows.at(first, row);
-          const int frame = place.t * conv.alpha + tap - conv.taps / 2;
-          if (frame < 0 || frame >= conv.fast_frames) return nullptr;
-          return conv.fast.at(place.n, d - tap * static_cast<int>(conv.fast_channels.value), frame, place.position);
-        });
-        Product::B::fill(stage + Product::A::kSize, false, conv.wide_weight, [&](int column, int k) -> const T* {
-          const int o = first_channel + column, d = begin + k;
-          return o < conv.channels && d < conv.depth ? conv.weight + static_cast<int64_t>(o) * conv.depth + d : nullptr;
-        });
+      const typename Product::template A<across> a(frames);
+      const auto load = [&](T* stage, int begin) {
+        a.fill(stage, frames, begin);
+        b.fill(stage + Product::kSizeA, weights, begin);
       };
       product.template run<kStages, kStageSize, across, false>(shared, steps, load, [](T*, int) {});
     });
   }
 
   __device__ void store(T* shared) {
-    product.store(shared, conv.output_across, conv.wide_output, [&](int row, int column) -> T* {
-      if (row >= first.left || first_channel + column >= conv.channels) return nullptr;
-      const auto place = conv.rows.at(first, row);
-      return conv.output.at(place.n, first_channel + column, place.t, place.position);
-    });
+    const auto to = matrix(
+        conv.output.data, 1, conv.wide_output,
+        [&](int row) {
+          if (row >= first.left) return kNowhere;
+          const auto place = conv.rows.at(first, row);
+          return Along{conv.output.offset(place.n, place.t, place.position), 0};
+        },
+        [&](int column) {
+          const int channel = first_channel + column;
+          return channel < conv.channels ? Along{channel * conv.output.c, 0} : kNowhere;
+        });
+    with_flag(conv.output_across, [&](auto across) { product.template store<across>(shared, to); });
   }
 };
 

@@ -79,8 +79,8 @@ struct Normalisation {
         const int c = first + channel[i];
         if (c >= channels || row[i] >= tile.left) continue;
         const auto place = rows.at(tile, row[i]);
-        to[i] = output.at(place.n, c, place.t, place.position);
-        values[i] = *reinterpret_cast<const Values*>(conv.at(place.n, c, place.t, place.position));
+        to[i] = output.at(place, c);
+        values[i] = *reinterpret_cast<const Values*>(conv.at(place, c));
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
@@ -188,9 +188,9 @@ __device__ SF_INLINE void norm_backward(const NormBackward<T>& b, double* partia
         to[i] = nullptr;
         if (first + i * step >= count) continue;
         const auto place = b.rows.at(tile, first + i * step);
-        x[i] = *reinterpret_cast<const Values*>(b.conv.at(place.n, channel, place.t, place.position));
-        gradient[i] = *reinterpret_cast<const Values*>(b.grad.at(place.n, channel, place.t, place.position));
-        to[i] = b.grad_conv.at(place.n, channel, place.t, place.position);
+        x[i] = *reinterpret_cast<const Values*>(b.conv.at(place, channel));
+        gradient[i] = *reinterpret_cast<const Values*>(b.grad.at(place, channel));
+        to[i] = b.grad_conv.at(place, channel);
       }
       Acc sum[kMine] = {}, product[kMine] = {};
 #pragma unroll

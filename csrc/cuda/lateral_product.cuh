@@ -124,42 +124,105 @@ __device__ SF_INLINE int place_in_lines(int line, int i) {
   return line * kLength + (((i / kWide<T>)^(line / kRepeat % kCycle)) * kWide<T> + i % kWide<T>);
 }
 
-// An operand of a step: kExtent rows or columns by kDepth. Its lines run along the depth, or `across` it.
-template <typename T, int kExtent>
-struct Operand {
-  static constexpr int kSize = kExtent * kDepth<T>;
+// Where an element lies along one of its two axes: element (x, y) is at data + x.offset + y.offset, and it is zero
+// unless x.index + y.index is in [0, limit).
+struct Along {
+  int64_t offset;
+  int index;
+};
+constexpr Along kNowhere{0, -(1 << 30)};
 
-  static __device__ SF_INLINE int place(bool across, int e, int k) {
-    return across ? place_in_lines<T, kExtent>(k, e) : place_in_lines<T, kDepth<T>>(e, k);
+template <typename T, typename First, typename Second>
+struct Matrix {
+  T* data;
+  int limit;
+  bool wide;  // groups of 16 bytes, in lines of shared memory, are adjacent and aligned in memory
+  First first;    // of a row or column: Along
+  Second second;  // of an index of the depth, or a column of a result
+
+  __device__ SF_INLINE bool has(const Along& x, const Along& y) const {
+    return static_cast<unsigned>(x.index + y.index) < static_cast<unsigned>(limit);
+  }
+  __device__ SF_INLINE T* at(const Along& x, const Along& y) const {
+    return has(x, y) ? data + (x.offset + y.offset) : nullptr;
+  }
+};
+template <typename T, typename First, typename Second>
+__device__ Matrix<T, First, Second> matrix(T* data, int limit, bool wide, const First& first, const Second& second) {
+  return {data, limit, wide, first, second};
+}
+
+// The groups of a thread in kFirst by kSecond elements of shared memory, in lines along the second axis, or `across` it
+// along the first one. They are at the same place in lines a fixed distance apart.
+template <typename T, int kFirst, int kSecond, bool kAcross>
+struct Share {
+  static constexpr int kLength = kAcross ? kFirst : kSecond, kLines = kAcross ? kSecond : kFirst;
+  static constexpr int kPerLine = kLength / kWide<T>, kStep = kTileThreads / kPerLine;  // lines from group to group
+  static constexpr int kGroups = kLines > kStep ? kLines / kStep : 1;
+
+  // The place of a group in its line, and the first line.
+  static __device__ SF_INLINE int in_line() { return threadIdx.x % kPerLine * kWide<T>; }
+  static __device__ SF_INLINE int line(int group) { return threadIdx.x / kPerLine + group * kStep; }
+  static __device__ SF_INLINE bool any() { return kLines >= kStep || line(0) < kLines; }
+  static __device__ SF_INLINE int first(int group) { return kAcross ? in_line() : line(group); }
+  static __device__ SF_INLINE int second(int group) { return kAcross ? line(group) : in_line(); }
+  static __device__ SF_INLINE int place(int group) { return place_in_lines<T, kLength>(line(group), in_line()); }
+};
+
+// An operand of a step: kExtent rows or columns by kDepth.
+template <typename T, int kExtent, bool kAcross>
+struct Operand : Share<T, kExtent, kDepth<T>, kAcross> {
+  using Groups = Share<T, kExtent, kDepth<T>, kAcross>;
+  static constexpr int kSize = kExtent * kDepth<T>;
+  static constexpr int kFixed = kAcross ? 1 : Groups::kGroups;
+
+  // What stays from step to step.
+  Along fixed[kFixed];
+
+  template <typename Source>
+  __device__ SF_INLINE explicit Operand(const Source& from) {
+#pragma unroll
+    for (int i = 0; i < kFixed; ++i) fixed[i] = from.first(Groups::first(i));
   }
 
-  // function(place, e, k) for the first elements of a thread's groups, the same ones each time.
-  template <typename Function>
-  static __device__ SF_INLINE void for_each_group(bool across, const Function& function) {
-    constexpr int kGroup = kWide<T>, kPerE = kDepth<T> / kGroup, kPerK = kExtent / kGroup;
+  // function(group, first, second) with where the thread's groups lie in a step from `begin` on.
+  template <typename Source, typename Function>
+  __device__ SF_INLINE void for_each_group(const Source& from, int begin, const Function& function) const {
+    if (!Groups::any()) return;
+    Along second;
+#pragma unroll
+    for (int i = 0; i < Groups::kGroups; ++i) {
+      if (kAcross || i == 0) second = from.second(begin + Groups::second(i));
+      function(i, fixed[kAcross ? 0 : i], second);
+    }
+  }
+  // function(element of the group, address or nullptr) for each element of a group, found one by one.
+  template <typename Source, typename Function>
+  static __device__ SF_INLINE void for_each_element(const Source& from, int begin, int group, const Function& function) {
 #pragma unroll 1
-    for (int first = 0; first < kSize / kGroup; first += kTileThreads) {
-      const int i = first + static_cast<int>(threadIdx.x);
-      if (kSize / kGroup % kTileThreads != 0 && i >= kSize / kGroup) break;
-      int e = across ? i % kPerK * kGroup : i / kPerE, k = across ? i / kPerK : i % kPerE * kGroup;
-      asm volatile(""
-                   : "+r"(e),
-                     "+r"(k));  // addresses of all groups, kept from step to step, would take too many registers
-      function(place(across, e, k), e, k);
+    for (int j = 0; j < kWide<T>; ++j) {
+      const int e = Groups::first(group) + (kAcross ? j : 0), k = Groups::second(group) + (kAcross ? 0 : j);
+      function(j, e, k, from.at(from.first(e), from.second(begin + k)));
     }
   }
 
-  // from(e, k): the address of an element in memory, or nullptr for zero. `wide`: those of a group are adjacent.
-  template <typename From>
-  static __device__ SF_INLINE void fill(T* operand, bool across, bool wide, const From& from) {
-    for_each_group(across, [&](int to, int e, int k) {
-      if (wide) return copy_async_16(operand + to, from(e, k));
+  template <typename Source>
+  __device__ SF_INLINE void fill(T* operand, const Source& from, int begin) const {
+    if (from.wide) {
+      for_each_group(from, begin, [&](int group, const Along& x, const Along& y) {
+        copy_async_16(operand + Groups::place(group), from.at(x, y));
+      });
+    } else if (Groups::any()) {
 #pragma unroll 1
-      for (int j = 0; j < kWide<T>; ++j) {
-        const T* element = across ? from(e + j, k) : from(e, k + j);
-        operand[to + j] = element != nullptr ? *element : T(accumulator_t<T>(0));
-      }
-    });
+      for (int group = 0; group < Groups::kGroups; ++group)
+        for_each_element(from, begin, group, [&](int j, int, int, const T* element) {
+          operand[Groups::place(group) + j] = element != nullptr ? *element : T(accumulator_t<T>(0));
+        });
+    }
+  }
+
+  static __device__ SF_INLINE int place(int e, int k) {
+    return kAcross ? place_in_lines<T, kExtent>(k, e) : place_in_lines<T, kDepth<T>>(e, k);
   }
 };
 
@@ -167,8 +230,11 @@ struct Operand {
 template <typename T, int kColumns>
 struct TileProduct {
   using Acc = accumulator_t<T>;
-  using A = Operand<T, kRows>;
-  using B = Operand<T, kColumns>;
+  template <bool kAcross>
+  using A = Operand<T, kRows, kAcross>;
+  template <bool kAcross>
+  using B = Operand<T, kColumns, kAcross>;
+  static constexpr int kSizeA = kRows * kDepth<T>, kSizeB = kColumns * kDepth<T>;  // elements of a step
   static constexpr bool kMma = kHasMma && sizeof(T) == 2;
   static constexpr int kWarpColumns = kColumns / 32;  // that many warps side by side, 32 columns each
   static constexpr int kM = kColumns / 32, kN = 4;    // a warp's tiles of 16 x 8
@@ -194,14 +260,14 @@ struct TileProduct {
         for (int n = 0; n < kN / 2; ++n) {
           const int e = warp_column() + n * 16 + high, depth = k + low;
           load_matrices<kAcrossB>(columns[n],
-                                  b + B::place(kAcrossB, kAcrossB ? e : e + line, kAcrossB ? depth + line : depth));
+                                  b + B<kAcrossB>::place(kAcrossB ? e : e + line, kAcrossB ? depth + line : depth));
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
           const int e = warp_row() + m * 16 + low, depth = k + high;
           uint32_t rows[4];
           load_matrices<kAcrossA>(rows,
-                                  a + A::place(kAcrossA, kAcrossA ? e : e + line, kAcrossA ? depth + line : depth));
+                                  a + A<kAcrossA>::place(kAcrossA ? e : e + line, kAcrossA ? depth + line : depth));
 #pragma unroll
           for (int n = 0; n < kN; ++n) mma_16x8x16<T>(sums[m][n], rows, columns[n / 2] + n % 2 * 2);
         }
@@ -213,12 +279,12 @@ struct TileProduct {
 #pragma unroll
         for (int n = 0; n < kN; ++n)
 #pragma unroll
-          for (int i = 0; i < 2; ++i) columns[n][i] = static_cast<Acc>(b[B::place(kAcrossB, column(n, i), k)]);
+          for (int i = 0; i < 2; ++i) columns[n][i] = static_cast<Acc>(b[B<kAcrossB>::place(column(n, i), k)]);
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const Acc value = static_cast<Acc>(a[A::place(kAcrossA, row(m, half * 2), k)]);
+            const Acc value = static_cast<Acc>(a[A<kAcrossA>::place(row(m, half * 2), k)]);
 #pragma unroll
             for (int n = 0; n < kN; ++n)
 #pragma unroll
@@ -228,13 +294,13 @@ struct TileProduct {
     }
   }
 
-  // Adds `steps` steps. load(stage, step) fills a stage: a, b and what else kStageSize has room for; finish(stage,
-  // step) completes the groups that the thread itself loaded.
+  // Adds `steps` steps. load(stage, begin) fills a stage with a step from `begin` on along the depth: a, b and what else
+  // kStageSize has room for; finish(stage, begin) completes the groups that the thread itself loaded.
   template <int kStages, int kStageSize, bool kAcrossA, bool kAcrossB, typename Load, typename Finish>
   __device__ SF_INLINE void run(T* shared, int steps, const Load& load, const Finish& finish) {
     int filled = 0;
     const auto load_next = [&] {
-      if (filled < steps) load(shared + filled % kStages * kStageSize, filled);
+      if (filled < steps) load(shared + filled % kStages * kStageSize, filled * kDepth<T>);
       ++filled;
       copy_async_commit();
     };
@@ -242,10 +308,10 @@ struct TileProduct {
     for (int step = 0; step < steps; ++step) {
       T* stage = shared + step % kStages * kStageSize;
       copy_async_wait<kStages - 2>();
-      finish(stage, step);
+      finish(stage, step * kDepth<T>);
       __syncthreads();
       load_next();
-      add<kAcrossA, kAcrossB>(stage, stage + A::kSize);
+      add<kAcrossA, kAcrossB>(stage, stage + kSizeA);
     }
     __syncthreads();
   }
@@ -283,28 +349,29 @@ struct TileProduct {
     return sum;
   }
 
-  // Writes the product to memory by way of shared memory, where nothing is needed any more: to(row, column) is an
-  // element's address or nullptr. Its lines run along the columns, or `across` them along the rows.
-  template <typename To>
-  __device__ void store(T* shared, bool across, bool wide, const To& to) {
-    const auto place = [&](int row, int column) {
-      return across ? place_in_lines<T, kRows>(column, row) : place_in_lines<T, kColumns>(row, column);
-    };
-    for_each([&](Acc sum, int row, int column) { shared[place(row, column)] = T(sum); });
+  // Writes the product to memory by way of shared memory, where nothing is needed any more.
+  template <bool kAcross, typename Matrix>
+  __device__ SF_INLINE void store(T* shared, const Matrix& to) {
+    using Groups = Share<T, kRows, kColumns, kAcross>;
+    for_each([&](Acc sum, int row, int column) {
+      shared[place_in_lines<T, Groups::kLength>(kAcross ? column : row, kAcross ? row : column)] = T(sum);
+    });
     __syncthreads();
-    constexpr int kGroup = kWide<T>, kPerRow = kColumns / kGroup, kPerColumn = kRows / kGroup;
-#pragma unroll
-    for (int first = 0; first < kRows * kColumns / kGroup; first += kTileThreads) {
-      const int i = first + static_cast<int>(threadIdx.x);
-      const int row = across ? i % kPerColumn * kGroup : i / kPerRow;
-      const int column = across ? i / kPerColumn : i % kPerRow * kGroup;
-      const T* values = shared + place(row, column);
-      if (wide) {
-        if (T* address = to(row, column)) *reinterpret_cast<uint4*>(address) = *reinterpret_cast<const uint4*>(values);
-      } else {
+    if (to.wide) {
+      const Along fixed = kAcross ? to.first(Groups::first(0)) : to.second(Groups::second(0));
 #pragma unroll 1
-        for (int j = 0; j < kGroup; ++j)
-          if (T* address = across ? to(row + j, column) : to(row, column + j)) *address = values[j];
+      for (int i = 0; i < Groups::kGroups; ++i) {
+        const Along other = kAcross ? to.second(Groups::second(i)) : to.first(Groups::first(i));
+        if (T* address = to.at(fixed, other))
+          *reinterpret_cast<uint4*>(address) = *reinterpret_cast<const uint4*>(shared + Groups::place(i));
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < Groups::kGroups * kWide<T>; ++i) {
+        const int group = i / kWide<T>, j = i % kWide<T>;
+        const Along row = to.first(Groups::first(group) + (kAcross ? j : 0));
+        const Along column = to.second(Groups::second(group) + (kAcross ? 0 : j));
+        if (T* address = to.at(row, column)) *address = shared[Groups::place(group) + j];
       }
     }
   }

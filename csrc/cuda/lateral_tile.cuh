@@ -86,13 +86,17 @@ struct Frames {
         width(v.size(4)),
         even(v.size(3) == 1 || v.stride(3) == v.size(4) * v.stride(4)) {}
 
-  SF_HOST_DEVICE SF_INLINE T* at(int clip, int channel, int frame, int position) const {
+  // Of channel 0, from `data` on.
+  SF_HOST_DEVICE SF_INLINE int64_t offset(int clip, int frame, int position) const {
     int64_t place = position * w;
     if (!even) {
       const int y = width.quotient(position);
       place = y * h + (position - y * static_cast<int>(width.value)) * w;
     }
-    return data + clip * n + channel * c + frame * t + place;
+    return clip * n + frame * t + place;
+  }
+  SF_HOST_DEVICE SF_INLINE T* at(const Rows::Place& row, int channel) const {
+    return data + offset(row.n, row.t, row.position) + channel * c;
   }
 };
 
@@ -166,10 +170,10 @@ struct SlowCopy {
         const int c = first + channel[i];
         if (c >= channels || row[i] >= tile.left) continue;
         const auto place = rows.at(tile, row[i]);
-        to[i] = output.at(place.n, c, place.t, place.position);
-        values[i] = *reinterpret_cast<const Values*>(slow.at(place.n, c, place.t, place.position));
+        to[i] = output.at(place, c);
+        values[i] = *reinterpret_cast<const Values*>(slow.at(place, c));
         if (has_residual)
-          others[i] = *reinterpret_cast<const Values*>(residual.at(place.n, c, place.t, place.position));
+          others[i] = *reinterpret_cast<const Values*>(residual.at(place, c));
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
