@@ -44,108 +44,217 @@ struct Normalisation {
   Norm<Acc> norm;
   Frames<const T> conv;
   Frames<T> output;
-  int64_t channels, groups;
+  Rows rows;
+  int channels, channel_groups;
   bool along_channels, wide;
-  Tiles tiles;
+
+  Normalisation(const LateralNormConcatParams& p, const TensorView& to)
+      : norm(make_norm<Acc>(p)),
+        conv(p.conv),
+        output(to),
+        rows(to),
+        channels(static_cast<int>(to.size(1))),
+        channel_groups((channels + kCopiedChannels - 1) / kCopiedChannels),
+        along_channels(is_channels_last_cuda(to)),
+        wide(can_widen(p.conv, along_channels) && can_widen(to, along_channels)) {}
+  int64_t blocks() const { return rows.tiles() * channel_groups; }
 
   template <int kGroup>
   __device__ void run(int64_t block, Acc (*affine)[2]) const {
-    const Tiles::Tile tile = tiles[block / groups];
-    const int64_t first = block % groups * kTile;
-    if (threadIdx.x < kTile && first + threadIdx.x < channels) {
+    using Values = Group<T, kGroup>;
+    const auto tile = rows.first(block / channel_groups * kRows);
+    const int first = static_cast<int>(block % channel_groups) * kCopiedChannels;
+    if (threadIdx.x < kCopiedChannels && first + threadIdx.x < channels) {
       const auto a = norm(first + threadIdx.x);
       affine[threadIdx.x][0] = a.scale, affine[threadIdx.x][1] = a.shift;
     }
     __syncthreads();
-    for_each_group<kGroup>(along_channels, first, channels, tile, [&](int64_t c, int64_t p) {
-      auto value = *reinterpret_cast<const Group<T, kGroup>*>(conv.at(tile.n, c, tile.t, p));
+    for_each_batch<kGroup>(along_channels, [&](const auto& row, const auto& channel) {
+      constexpr int kBatch = sizeof(row) / sizeof(row[0]);
+      Values values[kBatch];
+      T* to[kBatch];
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        const Acc* by_channel = affine[c - first + (along_channels ? i : 0)];
-        const Acc x = static_cast<Acc>(value.values[i]) * by_channel[0] + by_channel[1];
-        value.values[i] = T(norm.relu && x < 0 ? Acc(0) : x);  // a NaN stays
+      for (int i = 0; i < kBatch; ++i) {
+        to[i] = nullptr;
+        const int c = first + channel[i];
+        if (c >= channels || row[i] >= tile.left) continue;
+        const auto place = rows.at(tile, row[i]);
+        to[i] = output.at(place, c);
+        values[i] = *reinterpret_cast<const Values*>(conv.at(place, c));
       }
-      *reinterpret_cast<Group<T, kGroup>*>(output.at(tile.n, c, tile.t, p)) = value;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (to[i] == nullptr) continue;
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) {
+          const Acc* by_channel = affine[channel[i] + (along_channels ? j : 0)];
+          const Acc x = static_cast<Acc>(values[i].values[j]) * by_channel[0] + by_channel[1];
+          values[i].values[j] = T(norm.relu && x < 0 ? Acc(0) : x);  // a NaN stays
+        }
+        *reinterpret_cast<Values*>(to[i]) = values[i];
+      }
     });
+  }
+  __device__ void operator()(int64_t block, Acc (*affine)[2]) const {
+    wide ? run<kWide<T>>(block, affine) : run<1>(block, affine);
   }
 };
 
 // The first blocks make the lateral channels, the others copy the Slow ones.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 4)
     lateral_norm_concat_forward_kernel(const Normalisation<T> lateral, const SlowCopy<T> slow, int64_t normalising) {
   SF_DYNAMIC_SHARED(accumulator_t<T>, shared);
   const int64_t block = blockIdx.x;
   if (block >= normalising) return slow(block - normalising);
-  auto* affine = reinterpret_cast<accumulator_t<T>(*)[2]>(shared);
-  lateral.wide ? lateral.template run<kWide<T>>(block, affine) : lateral.template run<1>(block, affine);
+  lateral(block, reinterpret_cast<accumulator_t<T>(*)[2]>(shared));
 }
 
+// How the threads of a block share rows and channels: each takes a group of a row, or of rows of a channel; `lanes` of
+// them are adjacent in memory.
 template <typename T>
 struct NormBackward {
   Norm<accumulator_t<T>> norm;
   Frames<const T> grad, conv;
   Frames<T> grad_conv;
-  int64_t channels, groups, parts, tiles_per_part;
-  bool along_channels;
-  Tiles tiles;
+  Rows rows;
+  int channels, channel_groups, per_block, lanes;
+  int64_t rows_per_part, parts;
+  bool along_channels, wide;
 
   explicit NormBackward(const LateralNormBackwardParams& p)
       : norm(make_norm<accumulator_t<T>>(p)),
         grad(p.grad),
         conv(p.conv),
         grad_conv(p.grad_conv),
-        channels(p.conv.size(1)),
+        rows(p.conv),
+        channels(static_cast<int>(p.conv.size(1))),
+        lanes(32),
         along_channels(is_channels_last_cuda(p.conv)),
-        tiles(p.conv) {
-    groups = (channels + per_block() - 1) / per_block();
-    const int64_t wanted = groups < kSumBlocks ? kSumBlocks / groups : 1;
-    tiles_per_part = tiles.count > wanted ? (tiles.count + wanted - 1) / wanted : 1;
-    parts = (tiles.count + tiles_per_part - 1) / tiles_per_part;
+        wide(can_widen(p.grad, along_channels) && can_widen(p.conv, along_channels) &&
+             can_widen(p.grad_conv, along_channels)) {
+    const int group = wide ? kWide<T> : 1;
+    if (along_channels)
+      while (lanes > 1 && lanes / 2 * group >= channels) lanes /= 2;
+    per_block = along_channels ? lanes * group : kTileThreads / lanes;
+    channel_groups = (channels + per_block - 1) / per_block;
+    const int64_t wanted = channel_groups < kSumBlocks ? kSumBlocks / channel_groups : 1, tiles = rows.tiles();
+    rows_per_part = (tiles + wanted - 1) / wanted * kRows;
+    parts = rows.count > 0 ? (rows.count + rows_per_part - 1) / rows_per_part : 0;
   }
-  // Channels of a block: its warps run along the channels, or each takes one of its own.
-  SF_HOST_DEVICE int per_block() const { return along_channels ? 32 : kTileThreads / 32; }
+  // Three values a channel at first, then two for each warp and each of its channels.
+  size_t shared_bytes() const {
+    const int sums = 2 * (kTileThreads / 32) * (along_channels ? per_block : 1);
+    return sizeof(double) * (sums > 3 * per_block ? sums : 3 * per_block);
+  }
 };
 
 // The gradient of conv with mean and var held fixed, and by channel the sums of the gradient g behind the ReLU and of
-// g * (conv - mean), in double, as PyTorch: both may nearly cancel, and an error in them changes all gradients of the
-// channel the same way. partials [2][Co][parts].
-template <typename T>
-__global__ void __launch_bounds__(kTileThreads)
-    lateral_norm_concat_backward_kernel(const NormBackward<T> b, double* partials) {
+// g * (conv - mean). A thread adds a few elements in float, everything else is double, as in PyTorch: both sums may
+// nearly cancel, and an error in them changes all gradients of the channel the same way. partials [2][Co][parts].
+template <typename T, int kGroup, bool kAlongChannels>
+__device__ SF_INLINE void norm_backward(const NormBackward<T>& b, double* partials, double* scratch) {
   using Acc = accumulator_t<T>;
-  SF_DYNAMIC_SHARED(double, scratch);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = kTileThreads / 32;
-  const int mine = b.along_channels ? lane : warp, stride = b.along_channels ? warps : 32;
-  const int64_t part = blockIdx.x / b.groups, first = blockIdx.x % b.groups * b.per_block(), channel = first + mine;
-  double sum = 0, product = 0;
-  if (channel < b.channels) {
-    const auto affine = b.norm(channel);
-    const double mean = b.norm.mean[channel];
-    const int64_t end = (part + 1) * b.tiles_per_part;
-    for (int64_t i = part * b.tiles_per_part; i < end && i < b.tiles.count; ++i) {
-      const Tiles::Tile tile = b.tiles[i];
-      for (int p = b.along_channels ? warp : lane; p < tile.count; p += stride) {
-        const Acc x = static_cast<Acc>(*b.conv.at(tile.n, channel, tile.t, tile.first + p));
-        const Acc gradient = static_cast<Acc>(*b.grad.at(tile.n, channel, tile.t, tile.first + p));
-        const Acc g = b.norm.relu && x * affine.scale + affine.shift <= 0 ? Acc(0) : gradient;
-        *b.grad_conv.at(tile.n, channel, tile.t, tile.first + p) = T(g * affine.scale);
-        sum += g;
-        product += static_cast<double>(g) * (static_cast<double>(x) - mean);
+  using Values = Group<T, kGroup>;
+  constexpr int kMine = kAlongChannels ? kGroup : 1, kBatch = 4;  // channels of a thread; rows at a time
+  const int64_t part = blockIdx.x / b.channel_groups;
+  const int first_channel = static_cast<int>(blockIdx.x % b.channel_groups) * b.per_block;
+  const int lane = threadIdx.x % b.lanes, line = threadIdx.x / b.lanes, lines = kTileThreads / b.lanes;
+  const int mine = kAlongChannels ? lane * kGroup : line, channel = first_channel + mine;
+  const auto tile = b.rows.first(part * b.rows_per_part);
+  const int count = static_cast<int>(tile.left < b.rows_per_part ? tile.left : b.rows_per_part);
+
+  Acc* affine = reinterpret_cast<Acc*>(scratch);  // [3][per_block]: scale, shift, centre
+  if (static_cast<int>(threadIdx.x) < b.per_block && first_channel + static_cast<int>(threadIdx.x) < b.channels) {
+    const auto a = b.norm(first_channel + threadIdx.x);
+    affine[threadIdx.x] = a.scale, affine[b.per_block + threadIdx.x] = a.shift;
+    affine[2 * b.per_block + threadIdx.x] = static_cast<Acc>(b.norm.mean[first_channel + threadIdx.x]);
+  }
+  __syncthreads();
+  Acc scale[kMine], shift[kMine], centre[kMine];
+  double sums[kMine] = {}, products[kMine] = {};
+#pragma unroll
+  for (int j = 0; j < kMine; ++j) {
+    scale[j] = affine[mine + j], shift[j] = affine[b.per_block + mine + j];
+    centre[j] = affine[2 * b.per_block + mine + j];
+  }
+  const int step = kAlongChannels ? lines : b.lanes * kGroup;
+  if (channel < b.channels)
+    for (int first = kAlongChannels ? line : lane * kGroup; first < count; first += kBatch * step) {
+      Values x[kBatch], gradient[kBatch];
+      T* to[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        to[i] = nullptr;
+        if (first + i * step >= count) continue;
+        const auto place = b.rows.at(tile, first + i * step);
+        x[i] = *reinterpret_cast<const Values*>(b.conv.at(place, channel));
+        gradient[i] = *reinterpret_cast<const Values*>(b.grad.at(place, channel));
+        to[i] = b.grad_conv.at(place, channel);
       }
+      Acc sum[kMine] = {}, product[kMine] = {};
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (to[i] == nullptr) continue;
+        Values result;
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) {
+          constexpr int kLast = kMine - 1;
+          const int c = j < kLast ? j : kLast;
+          const Acc value = static_cast<Acc>(x[i].values[j]);
+          const bool off = b.norm.relu && value * scale[c] + shift[c] <= 0;
+          const Acc g = off ? Acc(0) : static_cast<Acc>(gradient[i].values[j]);
+          result.values[j] = T(g * scale[c]);
+          sum[c] += g;
+          product[c] += g * (value - centre[c]);
+        }
+        *reinterpret_cast<Values*>(to[i]) = result;
+      }
+#pragma unroll
+      for (int j = 0; j < kMine; ++j) sums[j] += sum[j], products[j] += product[j];
+    }
+
+  // Over the lanes of a warp that share channels, then over its warps: scratch [2][8 warps][channels of a warp].
+  __syncthreads();
+  constexpr int kWarps = kTileThreads / 32;
+  const int begin = kAlongChannels ? b.lanes : 1, of_warp = kAlongChannels ? b.per_block : 1;
+  const int warp = threadIdx.x / 32, owned = kAlongChannels ? lane * kGroup : 0;
+#pragma unroll
+  for (int j = 0; j < kMine; ++j) {
+    for (int lanes = begin; lanes < 32; lanes *= 2) {
+      sums[j] += __shfl_xor_sync(0xFFFFFFFFu, sums[j], lanes);
+      products[j] += __shfl_xor_sync(0xFFFFFFFFu, products[j], lanes);
+    }
+    if (static_cast<int>(threadIdx.x) % 32 < begin) {
+      scratch[warp * of_warp + owned + j] = sums[j];
+      scratch[(kWarps + warp) * of_warp + owned + j] = products[j];
     }
   }
-  scratch[threadIdx.x] = sum;
-  scratch[kTileThreads + threadIdx.x] = product;
   __syncthreads();
-  if (channel >= b.channels || (b.along_channels ? warp : lane) != 0) return;
-  const int step = b.along_channels ? 32 : 1;  // of the threads that share a channel
-  for (int i = 1; i < stride; ++i) {
-    sum += scratch[threadIdx.x + i * step];
-    product += scratch[kTileThreads + threadIdx.x + i * step];
+  const int o = first_channel + static_cast<int>(threadIdx.x);
+  if (static_cast<int>(threadIdx.x) >= b.per_block || o >= b.channels) return;
+  double sum = 0, product = 0;
+  if (kAlongChannels) {
+    for (int i = 0; i < kWarps; ++i) {
+      sum += scratch[i * of_warp + threadIdx.x];
+      product += scratch[(kWarps + i) * of_warp + threadIdx.x];
+    }
+  } else {
+    sum = scratch[threadIdx.x], product = scratch[kWarps + threadIdx.x];
   }
-  partials[channel * b.parts + part] = sum;
-  partials[(channel + b.channels) * b.parts + part] = product;
+  const double mean = b.norm.mean[o];
+  partials[o * b.parts + part] = sum;
+  partials[(o + b.channels) * b.parts + part] = product + (static_cast<double>(static_cast<Acc>(mean)) - mean) * sum;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kTileThreads, 2)
+    lateral_norm_concat_backward_kernel(const NormBackward<T> b, double* partials) {
+  SF_DYNAMIC_SHARED(double, scratch);
+  if (b.along_channels)
+    b.wide ? norm_backward<T, kWide<T>, true>(b, partials, scratch) : norm_backward<T, 1, true>(b, partials, scratch);
+  else
+    b.wide ? norm_backward<T, kWide<T>, false>(b, partials, scratch) : norm_backward<T, 1, false>(b, partials, scratch);
 }
 
 template <typename Acc>
@@ -185,28 +294,19 @@ void lateral_norm_concat_cuda(const LateralNormConcatParams& p, int device, void
   const DeviceGuard guard(device);
   dispatch_floating_cuda(p.conv.dtype, "lateral_norm_concat", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using Acc = accumulator_t<T>;
-    const int64_t channels = p.conv.size(1);
-    const TensorView to = channels_of(p.output, p.slow.size(1), channels);
-    const bool along_channels = is_channels_last_cuda(to);
-    const bool wide = can_widen(p.conv, along_channels) && can_widen(to, along_channels);
-    const Normalisation<T> lateral{make_norm<Acc>(p),
-                                   Frames<const T>(p.conv),
-                                   Frames<T>(to),
-                                   channels,
-                                   (channels + kTile - 1) / kTile,
-                                   along_channels,
-                                   wide,
-                                   Tiles(to)};
+    const Normalisation<T> lateral(p, channels_of(p.output, p.slow.size(1), p.conv.size(1)));
     const SlowCopy<T> slow(p.slow, p.residual, p.output);
-    const int64_t normalising = lateral.tiles.count * lateral.groups;
-    SF_LAUNCH(lateral_norm_concat_forward_kernel<T>, grid_of(normalising + slow.blocks()), dim3(kTileThreads),
-              2 * kTile * sizeof(Acc), stream, lateral, slow, normalising);
+    SF_LAUNCH(lateral_norm_concat_forward_kernel<T>, grid_of(lateral.blocks() + slow.blocks()), dim3(kTileThreads),
+              2 * kCopiedChannels * sizeof(accumulator_t<T>), stream, lateral, slow, lateral.blocks());
   });
 }
 
 int64_t lateral_norm_backward_workspace_cuda(const LateralNormBackwardParams& p) {
-  return 2 * p.conv.size(1) * NormBackward<float>(p).parts;  // the parts do not depend on the type
+  int64_t size = 0;
+  dispatch_floating_cuda(p.conv.dtype, "lateral_norm_concat_backward", [&](auto tag) {
+    size = 2 * p.conv.size(1) * NormBackward<typename decltype(tag)::type>(p).parts;
+  });
+  return size;
 }
 
 void lateral_norm_backward_cuda(const LateralNormBackwardParams& p, void* workspace, int device, void* stream) {
@@ -217,8 +317,8 @@ void lateral_norm_backward_cuda(const LateralNormBackwardParams& p, void* worksp
     using Acc = accumulator_t<T>;
     const NormBackward<T> b(p);
     if (b.parts > 0)
-      SF_LAUNCH(lateral_norm_concat_backward_kernel<T>, grid_of(b.parts * b.groups), dim3(kTileThreads),
-                2 * kTileThreads * sizeof(double), stream, b, partials);
+      SF_LAUNCH(lateral_norm_concat_backward_kernel<T>, grid_of(b.parts * b.channel_groups), dim3(kTileThreads),
+                b.shared_bytes(), stream, b, partials);
     const NormGradients<Acc> grad{p.grad_mean.as<double>(), p.grad_var.as<double>(), p.grad_gamma.as<Acc>(),
                                   p.grad_beta.as<Acc>()};
     SF_LAUNCH(lateral_norm_concat_backward_join_kernel<Acc>, grid_of(b.channels), dim3(kTileThreads),

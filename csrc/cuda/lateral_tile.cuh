@@ -1,11 +1,8 @@
-// What the CUDA kernels of lateral_conv_concat share: tensors as tiles of positions and channels, the matrix product of
-// such tiles, and the copy of the Slow channels.
+// What the CUDA kernels of lateral_conv_concat share: tensors as rows and channels, and the copy of the Slow channels.
 //
-// A position is a pixel (h, w) of a frame. A block has 128 threads and makes a 64 x 64 tile of a product in steps of 32
-// along its depth: each step fills shared memory, converting strides and padding on the way, and multiplies from there.
-// float16 and bfloat16 run on the tensor cores (mma.sync, from sm_80 on), each warp making 32 x 32; float, double and
-// older processors use multiply-adds. All kernels are bound by memory in the paper's networks (at most 60 operations a
-// byte), so threads walk every tensor in the order in which it lies in memory, 16 bytes at a time where it is aligned.
+// A row is a position (h, w) of a Slow frame; the rows of all frames follow one another. A block has 256 threads and
+// works on 128 rows. All kernels are bound by memory in the paper's networks (at most 60 operations a byte), so threads
+// walk every tensor in the order in which it lies in memory, in groups of 16 bytes where it is aligned.
 #pragma once
 
 #include "cuda_utils.cuh"
@@ -14,23 +11,71 @@
 
 namespace slowfast {
 
-constexpr int kTileThreads = 128;
-constexpr int kTile = 64;   // rows and columns of a product's tile, positions of any tile
-constexpr int kDepth = 32;  // of a step
+constexpr int kTileThreads = 256;
+constexpr int kRows = 128;           // of a tile
+constexpr int kCopiedChannels = 64;  // of a tile that is copied or normalised
 
-#if defined(SF_CUDA_ON_CPU) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
-constexpr bool kHasMma = true;
-#else
-constexpr bool kHasMma = false;
-#endif
+template <typename T>
+constexpr int kWide = 16 / sizeof(T);  // elements of a group of 16 bytes
+
+template <typename T, int kGroup>
+struct alignas(kGroup * sizeof(T)) Group {
+  T values[kGroup];
+};
+
+// Division of a number below 2^31 by one that is known at the launch: a multiplication.
+struct Divisor {
+  uint32_t value, factor;
+  int shift = 0;
+
+  explicit Divisor(int64_t by) : value(by > 1 ? static_cast<uint32_t>(by) : 1) {
+    SF_CHECK(by < (int64_t{1} << 30), "lateral_conv_concat takes less than 2^30 positions, frames or channels, got ",
+             by);
+    while ((uint32_t{1} << shift) < value) ++shift;
+    factor = static_cast<uint32_t>(((((uint64_t{1} << shift) - value) << 32) / value) + 1);
+  }
+  SF_HOST_DEVICE SF_INLINE int quotient(int number) const {
+    const uint32_t n = static_cast<uint32_t>(number);
+    return static_cast<int>((static_cast<uint32_t>((static_cast<uint64_t>(factor) * n) >> 32) + n) >> shift);
+  }
+};
+
+// The rows of a tensor [N, ., T, H, W].
+struct Rows {
+  int64_t count;
+  Divisor positions, frames;  // of a frame; of a clip
+
+  explicit Rows(const TensorView& v)
+      : count(v.size(0) * v.size(2) * v.size(3) * v.size(4)), positions(v.size(3) * v.size(4)), frames(v.size(2)) {
+    SF_CHECK(v.size(0) * v.size(2) < (int64_t{1} << 30), "lateral_conv_concat takes less than 2^30 frames");
+  }
+  SF_HOST_DEVICE int64_t tiles() const { return (count + kRows - 1) / kRows; }
+
+  struct First {  // a row; how many there are from it on
+    int frame, position;
+    int64_t left;
+  };
+  SF_HOST_DEVICE SF_INLINE First first(int64_t row) const {
+    return {static_cast<int>(row / positions.value), static_cast<int>(row % positions.value), count - row};
+  }
+  struct Place {
+    int n, t, position;
+  };
+  // Row `first + i`, i below 2^30.
+  SF_HOST_DEVICE SF_INLINE Place at(const First& first, int i) const {
+    const int row = first.position + i, past = positions.quotient(row), frame = first.frame + past;
+    const int n = frames.quotient(frame);
+    return {n, frame - n * static_cast<int>(frames.value), row - past * static_cast<int>(positions.value)};
+  }
+};
 
 template <typename T>
 struct Frames {
   T* data;
-  int64_t n, c, t, h, w, width;
+  int64_t n, c, t, h, w;
+  Divisor width;
   bool even;  // positions are evenly spaced
 
-  Frames() = default;
   explicit Frames(const TensorView& v)
       : data(v.as<T>()),
         n(v.stride(0)),
@@ -41,43 +86,21 @@ struct Frames {
         width(v.size(4)),
         even(v.size(3) == 1 || v.stride(3) == v.size(4) * v.stride(4)) {}
 
-  SF_HOST_DEVICE SF_INLINE T* at(int64_t clip, int64_t channel, int64_t frame, int64_t position) const {
-    const int64_t place = even ? position * w : position / width * h + position % width * w;
-    return data + clip * n + channel * c + frame * t + place;
+  // Of channel 0, from `data` on.
+  SF_HOST_DEVICE SF_INLINE int64_t offset(int clip, int frame, int position) const {
+    int64_t place = position * w;
+    if (!even) {
+      const int y = width.quotient(position);
+      place = y * h + (position - y * static_cast<int>(width.value)) * w;
+    }
+    return clip * n + frame * t + place;
+  }
+  SF_HOST_DEVICE SF_INLINE T* at(const Rows::Place& row, int channel) const {
+    return data + offset(row.n, row.t, row.position) + channel * c;
   }
 };
 
 inline bool is_channels_last_cuda(const TensorView& v) { return v.stride(1) == 1; }
-
-// The tiles of a tensor [N, ., T, H, W]: 64 positions of a frame, those of a frame one after the other.
-struct Tiles {
-  int64_t frames, positions, per_frame, count;
-
-  explicit Tiles(const TensorView& v)
-      : frames(v.size(2)),
-        positions(v.size(3) * v.size(4)),
-        per_frame((positions + kTile - 1) / kTile),
-        count(v.size(0) * frames * per_frame) {}
-
-  struct Tile {
-    int64_t n, t, first;
-    int count;
-  };
-  SF_HOST_DEVICE SF_INLINE Tile operator[](int64_t i) const {
-    const int64_t frame = i / per_frame, first = i % per_frame * kTile, left = positions - first;
-    return {frame / frames, frame % frames, first, static_cast<int>(left < kTile ? left : kTile)};
-  }
-};
-
-// ---- copying: groups of elements that are adjacent in all tensors
-
-template <typename T, int kGroup>
-struct alignas(kGroup * sizeof(T)) Group {
-  T values[kGroup];
-};
-
-template <typename T>
-constexpr int kWide = 16 / sizeof(T);
 
 // Whether tensors can be walked by groups of 16 bytes along the channels, or else along the positions.
 inline bool can_widen(const TensorView& v, bool along_channels) {
@@ -90,15 +113,22 @@ inline bool can_widen(const TensorView& v, bool along_channels) {
   return even && v.stride(4) == 1 && v.size(3) * v.size(4) % group == 0 && v.stride(1) % group == 0;
 }
 
-// function(channel, position) for the first elements of all groups of a tile of up to 64 channels from `channel`.
+// The groups of a tile of 128 rows and 64 channels that a thread owns, some at a time, so that their loads are in
+// flight together: function(rows, channels) for the first elements of kBatch groups.
 template <int kGroup, typename Function>
-__device__ void for_each_group(bool along_channels, int64_t channel, int64_t channels, const Tiles::Tile& tile,
-                               const Function& function) {
-  constexpr int kPerRow = kTile / kGroup;
-  for (int i = threadIdx.x; i < kTile * kPerRow; i += kTileThreads) {
-    const int64_t adjacent = i % kPerRow * kGroup, other = i / kPerRow;
-    const int64_t c = channel + (along_channels ? adjacent : other), p = along_channels ? other : adjacent;
-    if (c < channels && p < tile.count) function(c, tile.first + p);
+__device__ SF_INLINE void for_each_batch(bool along_channels, const Function& function) {
+  constexpr int kGroups = kRows * kCopiedChannels / kGroup, kBatch = 4;
+  static_assert(kGroups % (kBatch * kTileThreads) == 0);
+  for (int first = threadIdx.x; first < kGroups; first += kBatch * kTileThreads) {
+    int rows[kBatch], channels[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int group = first + i * kTileThreads;
+      constexpr int kPerRow = kCopiedChannels / kGroup, kPerChannel = kRows / kGroup;
+      rows[i] = along_channels ? group / kPerRow : group % kPerChannel * kGroup;
+      channels[i] = along_channels ? group % kPerRow * kGroup : group / kPerChannel;
+    }
+    function(rows, channels);
   }
 }
 
@@ -106,178 +136,61 @@ template <typename T>
 struct SlowCopy {
   Frames<const T> slow, residual;
   Frames<T> output;
-  int64_t channels, groups;  // groups of 64 channels
+  Rows rows;
+  int channels, channel_groups;
   bool has_residual, along_channels, wide;
-  Tiles tiles;
 
   SlowCopy(const TensorView& from, const TensorView& shortcut, const TensorView& to)
       : slow(from),
         residual(shortcut.given() ? shortcut : from),
         output(to),
-        channels(from.size(1)),
-        groups((channels + kTile - 1) / kTile),
+        rows(from),
+        channels(static_cast<int>(from.size(1))),
+        channel_groups((channels + kCopiedChannels - 1) / kCopiedChannels),
         has_residual(shortcut.given()),
-        along_channels(is_channels_last_cuda(to)),
-        tiles(from) {
+        along_channels(is_channels_last_cuda(to)) {
     const TensorView first = channels_of(to, 0, channels);
     wide = can_widen(from, along_channels) && can_widen(shortcut, along_channels) && can_widen(first, along_channels);
   }
-  int64_t blocks() const { return tiles.count * groups; }
+  int64_t blocks() const { return rows.tiles() * channel_groups; }
 
   template <int kGroup>
   __device__ void copy(int64_t block) const {
     using Acc = accumulator_t<T>;
-    const Tiles::Tile tile = tiles[block / groups];
-    for_each_group<kGroup>(along_channels, block % groups * kTile, channels, tile, [&](int64_t c, int64_t p) {
-      auto value = *reinterpret_cast<const Group<T, kGroup>*>(slow.at(tile.n, c, tile.t, p));
-      if (has_residual) {
-        const auto other = *reinterpret_cast<const Group<T, kGroup>*>(residual.at(tile.n, c, tile.t, p));
+    using Values = Group<T, kGroup>;
+    const auto tile = rows.first(block / channel_groups * kRows);
+    const int first = static_cast<int>(block % channel_groups) * kCopiedChannels;
+    for_each_batch<kGroup>(along_channels, [&](const auto& row, const auto& channel) {
+      constexpr int kBatch = sizeof(row) / sizeof(row[0]);
+      Values values[kBatch], others[kBatch];
+      T* to[kBatch];
 #pragma unroll
-        for (int i = 0; i < kGroup; ++i) {
-          const T sum(static_cast<Acc>(value.values[i]) + static_cast<Acc>(other.values[i]));
-          value.values[i] = static_cast<Acc>(sum) < 0 ? T(Acc(0)) : sum;  // a NaN stays, as in torch.relu
-        }
+      for (int i = 0; i < kBatch; ++i) {
+        to[i] = nullptr;
+        const int c = first + channel[i];
+        if (c >= channels || row[i] >= tile.left) continue;
+        const auto place = rows.at(tile, row[i]);
+        to[i] = output.at(place, c);
+        values[i] = *reinterpret_cast<const Values*>(slow.at(place, c));
+        if (has_residual)
+          others[i] = *reinterpret_cast<const Values*>(residual.at(place, c));
       }
-      *reinterpret_cast<Group<T, kGroup>*>(output.at(tile.n, c, tile.t, p)) = value;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (to[i] == nullptr) continue;
+        if (has_residual) {
+#pragma unroll
+          for (int j = 0; j < kGroup; ++j) {
+            const T sum(static_cast<Acc>(values[i].values[j]) + static_cast<Acc>(others[i].values[j]));
+            values[i].values[j] = static_cast<Acc>(sum) < 0 ? T(Acc(0)) : sum;  // a NaN stays, as in torch.relu
+          }
+        }
+        *reinterpret_cast<Values*>(to[i]) = values[i];
+      }
     });
   }
   __device__ void operator()(int64_t block) const { wide ? copy<kWide<T>>(block) : copy<1>(block); }
 };
-
-// ---- the matrix product of a tile: product[row][column] = sum over k of a[row][k] * b[column][k]
-
-// Rows of shared memory are padded so that the threads of a warp meet different banks.
-template <typename T>
-constexpr int kStep = kDepth + (sizeof(T) == 2 ? 8 : 1);
-constexpr int kProductStride = kTile + 1;
-
-// One mma.sync.m16n8k16: c += a * b, with each thread's fragments laid out as the PTX manual says.
-#if defined(SF_CUDA_ON_CPU)
-template <typename T>
-void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  cuda_on_cpu::mma_16x8x16(c, a, b, [](uint16_t bits) {
-    T value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return static_cast<float>(value);
-  });
-}
-#else
-template <typename T>
-__device__ SF_INLINE void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-#define SF_MMA(TYPE)                                                                  \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                 \
-               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                       \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-  if constexpr (sizeof(T) == 2) {
-    if constexpr (std::is_same_v<T, bfloat16>)
-      SF_MMA("bf16");
-    else
-      SF_MMA("f16");
-  }
-#undef SF_MMA
-#endif
-}
-#endif
-
-// A thread's 32 accumulators of a 64 x 64 product.
-template <typename T>
-struct TileProduct {
-  using Acc = accumulator_t<T>;
-  static constexpr bool kMma = kHasMma && sizeof(T) == 2;
-  // Elements of T: the two operands of a step; afterwards the product takes their place.
-  static constexpr size_t kOperands = 2 * kTile * kStep<T> * sizeof(T);
-  static constexpr size_t kResult = kTile * kProductStride * sizeof(Acc);
-  static constexpr size_t kSharedBytes = kOperands > kResult ? kOperands : kResult;
-
-  Acc sums[8][4] = {};
-
-  // Adds a step; a and b are in shared memory, complete for all threads.
-  __device__ void add(const T* a, const T* b) {
-    if constexpr (kMma) {
-      const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4, pair = lane % 4 * 2;
-      const auto load = [](const T* from) { return *reinterpret_cast<const uint32_t*>(from); };
-      a += (warp / 2 * 32 + group) * kStep<T> + pair;
-      b += (warp % 2 * 32 + group) * kStep<T> + pair;
-#pragma unroll
-      for (int k = 0; k < kDepth; k += 16) {
-        uint32_t rows[2][4], columns[4][2];
-#pragma unroll
-        for (int m = 0; m < 2; ++m)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) rows[m][i] = load(a + (m * 16 + i % 2 * 8) * kStep<T> + k + i / 2 * 8);
-#pragma unroll
-        for (int n = 0; n < 4; ++n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) columns[n][i] = load(b + n * 8 * kStep<T> + k + i * 8);
-#pragma unroll
-        for (int m = 0; m < 2; ++m)
-#pragma unroll
-          for (int n = 0; n < 4; ++n) mma_16x8x16<T>(sums[m * 4 + n], rows[m], columns[n]);
-      }
-    } else {
-      a += threadIdx.x / 16 * kStep<T>;
-      b += threadIdx.x % 16 * kStep<T>;
-#pragma unroll 4
-      for (int k = 0; k < kDepth; ++k) {
-        Acc rows[8], columns[4];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) rows[i] = static_cast<Acc>(a[i * 8 * kStep<T> + k]);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) columns[j] = static_cast<Acc>(b[j * 16 * kStep<T> + k]);
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-#pragma unroll
-          for (int j = 0; j < 4; ++j) sums[i][j] += rows[i] * columns[j];
-      }
-    }
-  }
-
-  // Writes the product to shared memory, [64][kProductStride], where the operands were.
-  __device__ void store(Acc* product) const {
-    __syncthreads();
-    if constexpr (kMma) {
-      const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-      product += (warp / 2 * 32 + lane / 4) * kProductStride + warp % 2 * 32 + lane % 4 * 2;
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int n = 0; n < 4; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            product[(m * 16 + i / 2 * 8) * kProductStride + n * 8 + i % 2] = sums[m * 4 + n][i];
-    } else {
-      product += threadIdx.x / 16 * kProductStride + threadIdx.x % 16;
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) product[i * 8 * kProductStride + j * 16] = sums[i][j];
-    }
-    __syncthreads();
-  }
-};
-
-// Fills an operand of a step: value(row, k), walking along k or along the rows first.
-template <typename T, typename Value>
-__device__ void fill_operand(T* operand, bool along_depth, const Value& value) {
-  for (int i = threadIdx.x; i < kTile * kDepth; i += kTileThreads) {
-    const int row = along_depth ? i / kDepth : i % kTile, k = along_depth ? i % kDepth : i / kTile;
-    operand[row * kStep<T> + k] = value(row, k);
-  }
-}
-
-// The same for elements in memory, 16 bytes along k at a time: from(row, k) is their address, or nullptr for zeros.
-template <typename T, typename From>
-__device__ void fill_operand_wide(T* operand, const From& from) {
-  constexpr int kGroup = kWide<T>, kPerRow = kDepth / kGroup;
-  for (int i = threadIdx.x; i < kTile * kPerRow; i += kTileThreads) {
-    const int row = i / kPerRow, k = i % kPerRow * kGroup;
-    const T* source = from(row, k);
-    *reinterpret_cast<uint4*>(operand + row * kStep<T> + k) =
-        source != nullptr ? *reinterpret_cast<const uint4*>(source) : make_uint4(0, 0, 0, 0);
-  }
-}
 
 // The sum of a value over the threads of a block, in a fixed order; for all of them. `scratch` has an element a thread.
 template <typename Acc>

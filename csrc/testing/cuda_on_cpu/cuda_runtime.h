@@ -87,6 +87,13 @@ struct Fiber {
   enum { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone } state = kReady;
   uint64_t deposit = 0;        // what the thread shows to its warp in a shuffle
   uint32_t fragments[6] = {};  // what it shows in a matrix product
+  struct Copy {
+    void* to;
+    const void* from;
+    int commit;
+  };
+  std::vector<Copy> copies;  // asynchronous ones that it has not waited for
+  int commits = 0;
 };
 
 struct Block {
@@ -158,10 +165,10 @@ inline int lane() { return active->current->linear % kWarp; }
 // mma.sync.m16n8k16, row by column: every lane shows its fragments of a (4 registers) and b (2), two 16-bit elements in
 // each, and then computes the elements of c that are its own. The layouts are those of the PTX manual.
 template <typename Decode>
-void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Decode& decode) {
+void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b, const Decode& decode) {
   Fiber* self = active->current;
   std::memcpy(self->fragments, a, sizeof(a));
-  std::memcpy(self->fragments + 4, b, sizeof(b));
+  std::memcpy(self->fragments + 4, b, 2 * sizeof(*b));
   barrier(Fiber::kAtWarpBarrier);
   const Fiber* warp = &active->fibers[self->linear / kWarp * kWarp];
   const auto element = [&](int of_lane, int reg, int k) {
@@ -177,12 +184,54 @@ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], 
   barrier(Fiber::kAtWarpBarrier);
 }
 
+// cp.async of 16 bytes (zeros where `from` is null). Nothing arrives before the thread waits for it, so that reading
+// without waiting shows what was there before.
+inline void copy_async_16(void* to, const void* from) {
+  active->current->copies.push_back({to, from, active->current->commits});
+}
+inline void copy_async_commit() { ++active->current->commits; }
+template <int kPending>
+void copy_async_wait() {
+  Fiber* self = active->current;
+  const auto waits = [&](const Fiber::Copy& copy) { return copy.commit >= self->commits - kPending; };
+  const auto arrived = std::stable_partition(self->copies.begin(), self->copies.end(), waits);
+  for (auto copy = arrived; copy != self->copies.end(); ++copy) {
+    if (copy->from != nullptr)
+      std::memcpy(copy->to, copy->from, 16);
+    else
+      std::memset(copy->to, 0, 16);
+  }
+  self->copies.erase(arrived, self->copies.end());
+}
+
+// ldmatrix.x4: lane l gives the address of line l % 8 of matrix l / 8, and receives of each matrix the elements
+// l % 4 * 2 and l % 4 * 2 + 1 of line l / 4; of its transpose, if kTransposed.
+template <bool kTransposed>
+void load_matrices(uint32_t (&to)[4], const void* line) {
+  Fiber* self = active->current;
+  std::memcpy(&self->deposit, &line, sizeof(line));
+  barrier(Fiber::kAtWarpBarrier);
+  const Fiber* warp = &active->fibers[self->linear / kWarp * kWarp];
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    to[matrix] = 0;
+    for (int i = 0; i < 2; ++i) {
+      const int row = lane() / 4, column = lane() % 4 * 2 + i;
+      const uint16_t* from = nullptr;
+      std::memcpy(&from, &warp[matrix * 8 + (kTransposed ? column : row)].deposit, sizeof(from));
+      to[matrix] |= static_cast<uint32_t>(from[kTransposed ? row : column]) << (i * 16);
+    }
+  }
+  barrier(Fiber::kAtWarpBarrier);
+}
+
 inline void run_block(Block& block) {
   const int count = static_cast<int>(block.fibers.size());
   for (int i = 0; i < count; ++i) {
     Fiber& fiber = block.fibers[i];
     fiber.state = Fiber::kReady;
     fiber.linear = i;
+    fiber.copies.clear();
+    fiber.commits = 0;
     fiber.thread = dim3(i % block.block.x, i / block.block.x % block.block.y, i / (block.block.x * block.block.y));
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
     getcontext(&fiber.context);
