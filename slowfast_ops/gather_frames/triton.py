@@ -19,9 +19,9 @@ from slowfast_ops._transfer import to_device
 from slowfast_ops.gather_frames.native import outputs, windows_of
 
 BLOCK = 128
-# By antialias, whose loops need more registers for each value, and do enough for each to make up for the preparations.
-LINES = {False: 8, True: 4}
-STEPS = {False: 4, True: 1}
+LINES = 4
+# By antialias, whose loops do enough for each value to make up for what comes before.
+STEPS = {False: 8, True: 1}
 COLUMNS = tl.constexpr(19)  # of the table: see _table
 NARROW_SIDE = 16384  # up to so many pixels, positions and weights are exact in int32
 
@@ -125,12 +125,12 @@ def forward_kernel(
             below = tl.where(down > 0, stride_h, 0)[:, None]
             right = tl.where(across > 0, stride_w, 0)[None, :]
             upper = frame_of_channel + rows + columns
-            a = tl.load(upper, mask=inside, other=0).to(Real)
-            b = tl.load(upper + right, mask=inside, other=0).to(Real)
-            c = tl.load(upper + below, mask=inside, other=0).to(Real)
-            d = tl.load(upper + below + right, mask=inside, other=0).to(Real)
-            value = a + (b - a) * across[None, :]
-            value += (c + (d - c) * across[None, :] - value) * down[:, None]
+            a = _raised(tl.load(upper, mask=inside, other=0), Real)
+            b = _raised(tl.load(upper + right, mask=inside, other=0), Real)
+            c = _raised(tl.load(upper + below, mask=inside, other=0), Real)
+            d = _raised(tl.load(upper + below + right, mask=inside, other=0), Real)
+            value = (a - 8388608.0) + (b - a) * across[None, :]
+            value += ((c - 8388608.0) + (d - c) * across[None, :] - value) * down[:, None]
 
         if fast_ptr.dtype.element_ty == tl.uint8:
             # In 2^23 + value, only the integer nearest to value is left of it, the even one on a tie. (Its bits are not
@@ -148,6 +148,15 @@ def forward_kernel(
         tl.store(fast_frame + fast_line + place[None, :], result, mask=inside)
         if is_slow:
             tl.store(slow_frame + slow_line + place[None, :], result, mask=inside)
+
+
+@triton.jit
+def _raised(pixel, Real: tl.constexpr):
+    """2^23 + pixel. As a float32 its last bits are those of the pixel, which saves the slower conversion."""
+    if Real == tl.float32:
+        return (pixel.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True)
+    else:
+        return pixel.to(Real) + 8388608.0
 
 
 # The arithmetic of ResizeAxis in csrc/include/slowfast/gather_frames_math.h.
@@ -242,7 +251,7 @@ def forward(
     channels_last = memory_format == torch.channels_last_3d
     lines, length = (height, 3 * width) if channels_last else (3 * height, width)
     sides = [side for clip, window in zip(clips, windows_of(geometry), strict=True) for side in (*clip.shape, *window)]
-    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, STEPS[antialias] * LINES[antialias]) * frames, n](
+    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, STEPS[antialias] * LINES) * frames, n](
         _table(clips, geometry, flip, mean, std),
         indices,
         fast,
@@ -260,7 +269,7 @@ def forward(
         NARROW=max(sides) <= NARROW_SIDE,
         DOUBLE=dtype == torch.float64,
         STEPS=STEPS[antialias],
-        LINES=LINES[antialias],
+        LINES=LINES,
         BLOCK=BLOCK,
     )
     return slow, fast
@@ -282,7 +291,7 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
                     "NARROW": True,
                     "DOUBLE": False,
                     "STEPS": STEPS[antialias],
-                    "LINES": LINES[antialias],
+                    "LINES": LINES,
                     "BLOCK": BLOCK,
                 }
                 yield forward_kernel, {**types, **sizes, **strides}, constants, {}

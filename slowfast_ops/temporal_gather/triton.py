@@ -44,8 +44,9 @@ def forward_kernel(
     """One program copies BLOCK elements of one output frame, in the order in which the output lies in memory."""
     n = tl.program_id(1).to(tl.int64) // frames
     t = tl.program_id(1).to(tl.int64) % frames
-    to, inside = _offsets(plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
-    source, _ = _offsets(plane, channels, height, width, input_c, input_h, input_w, CHANNELS_LAST, DENSE, BLOCK)
+    b = tl.program_id(0)
+    to, inside = _offsets(b, plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
+    source, _ = _offsets(b, plane, channels, height, width, input_c, input_h, input_w, CHANNELS_LAST, DENSE, BLOCK)
     index = _index(indices_ptr + n * indices_n + t * indices_t, source_frames)
     value = tl.load(input_ptr + n * input_n + index * input_t + source, mask=inside, other=0)
     tl.store(output_ptr + n * output_n + t * output_t + to, value, mask=inside)
@@ -77,20 +78,32 @@ def backward_kernel(
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     DENSE: tl.constexpr,
+    STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program owns BLOCK elements of one frame of grad_input and sums, in order, the frames that read it."""
+    """One program owns STEPS * BLOCK elements of one frame of grad_input and sums, in order, the frames that read it.
+
+    It looks once where those begin, because most frames are read by none.
+    """
     n = tl.program_id(1).to(tl.int64) // frames
     t = tl.program_id(1).to(tl.int64) % frames
-    to, inside = _offsets(plane, channels, height, width, input_c, input_h, input_w, CHANNELS_LAST, DENSE, BLOCK)
-    source, _ = _offsets(plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK)
-    total = tl.zeros([BLOCK], dtype=tl.float64 if WIDE else tl.float32)
+    first = picked
     for k in range(picked):
-        if _index(indices_ptr + n * indices_n + k * indices_t, frames) == t:
-            place = grad_output_ptr + n * output_n + k * output_t + source
-            total += tl.load(place, mask=inside, other=0).to(total.dtype)
-    place = grad_input_ptr + n * input_n + t * input_t + to
-    tl.store(place, total.to(grad_input_ptr.dtype.element_ty), mask=inside)
+        is_reader = _index(indices_ptr + n * indices_n + k * indices_t, frames) == t
+        first = tl.where(is_reader, tl.minimum(first, k), first)
+    for step in range(STEPS):
+        b = tl.program_id(0) * STEPS + step
+        to, inside = _offsets(b, plane, channels, height, width, input_c, input_h, input_w, CHANNELS_LAST, DENSE, BLOCK)
+        source, _ = _offsets(
+            b, plane, channels, height, width, output_c, output_h, output_w, CHANNELS_LAST, DENSE, BLOCK
+        )
+        total = tl.zeros([BLOCK], dtype=tl.float64 if WIDE else tl.float32)
+        for k in range(first, picked):
+            if _index(indices_ptr + n * indices_n + k * indices_t, frames) == t:
+                place = grad_output_ptr + n * output_n + k * output_t + source
+                total += tl.load(place, mask=inside, other=0).to(total.dtype)
+        place = grad_input_ptr + n * input_n + t * input_t + to
+        tl.store(place, total.to(grad_input_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -100,6 +113,7 @@ def _index(pointer, frames):
 
 @triton.jit
 def _offsets(
+    block,
     plane,
     channels,
     height,
@@ -111,17 +125,17 @@ def _offsets(
     DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Where this program's elements lie in a frame of one of the tensors, and which of them exist.
+    """Where the elements of a block lie in a frame of one of the tensors, and which of them exist.
 
     In a dense frame the pixels of a channel (channels_last_3d: all values) are adjacent: one division at most, and the
     compiler sees that neighbours can share a 16-byte access.
     """
     if DENSE:
-        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        i = block * BLOCK + tl.arange(0, BLOCK)
         inside = i < channels * plane
         offset = i if CHANNELS_LAST else (i // plane).to(tl.int64) * stride_c + i % plane
     else:
-        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        i = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = i < channels.to(tl.int64) * plane
         if CHANNELS_LAST:
             c = i % channels
@@ -135,18 +149,14 @@ def _offsets(
     return offset, inside
 
 
-FORWARD_BLOCK = 1024
+BLOCK = 1024
+STEPS = 8  # of a program of the backward
 
 
-def _backward_block(dense: bool, element_size: int) -> int:
-    """Enough elements to be worth the search for their frame's readers, where they need no offset each."""
-    return 16384 // element_size if dense else 1024
-
-
-def _grid(x: Tensor, frames: int, block: int) -> tuple[int, int]:
-    """Blocks of a frame of `x`, and frames of all clips."""
+def _grid(x: Tensor, frames: int, elements: int) -> tuple[int, int]:
+    """Programs for a frame of `x`, each of so many elements, and frames of all clips."""
     n, c, _, h, w = x.shape
-    return triton.cdiv(c * h * w, block), n * frames
+    return triton.cdiv(c * h * w, elements), n * frames
 
 
 def _layout(x: Tensor, output: Tensor) -> dict[str, bool]:
@@ -168,7 +178,7 @@ def forward(x: Tensor, indices: Tensor) -> Tensor:
     memory_format = output_memory_format(x)
     output = allocate((n, c, frames, h, w), like=x, memory_format=memory_format)
     if output.numel():
-        forward_kernel[_grid(x, frames, FORWARD_BLOCK)](
+        forward_kernel[_grid(x, frames, BLOCK)](
             x,
             indices,
             output,
@@ -182,7 +192,7 @@ def forward(x: Tensor, indices: Tensor) -> Tensor:
             *x.stride(),
             *output.stride(),
             **_layout(x, output),
-            BLOCK=FORWARD_BLOCK,
+            BLOCK=BLOCK,
         )
     return output
 
@@ -192,9 +202,7 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
     memory_format = output_memory_format(grad_output)
     grad_input = allocate((n, c, frames, h, w), like=grad_output, memory_format=memory_format)
     if grad_input.numel():
-        layout = _layout(grad_output, grad_input)
-        block = _backward_block(layout["DENSE"], grad_output.element_size())
-        backward_kernel[_grid(grad_output, frames, block)](
+        backward_kernel[_grid(grad_output, frames, STEPS * BLOCK)](
             grad_output,
             indices,
             grad_input,
@@ -207,9 +215,10 @@ def backward(grad_output: Tensor, indices: Tensor, frames: int) -> Tensor:
             *indices.stride(),
             *grad_output.stride(),
             *grad_input.stride(),
-            **layout,
+            **_layout(grad_output, grad_input),
             WIDE=grad_output.dtype == torch.float64,
-            BLOCK=block,
+            STEPS=STEPS,
+            BLOCK=BLOCK,
         )
     return grad_input
 
@@ -222,11 +231,10 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     for channels_last in (False, True):
         for dense in (False, True):
             layout = {"CHANNELS_LAST": channels_last, "DENSE": dense}
-            for dtype, size in (("*bf16", 2), ("*fp16", 2), ("*fp32", 4)):
+            for dtype in ("*bf16", "*fp16", "*fp32"):
                 types = {"input_ptr": dtype, "indices_ptr": "*i64", "output_ptr": dtype, **sizes}
                 types |= {"source_frames": "i32", **strides}
-                yield forward_kernel, types, {**layout, "BLOCK": FORWARD_BLOCK}, {}
+                yield forward_kernel, types, {**layout, "BLOCK": BLOCK}, {}
                 types = {"grad_output_ptr": dtype, "indices_ptr": "*i64", "grad_input_ptr": dtype, **sizes}
                 types |= {"picked": "i32", **strides}
-                constants = {**layout, "BLOCK": _backward_block(dense, size), "WIDE": False}
-                yield backward_kernel, types, constants, {}
+                yield backward_kernel, types, {**layout, "STEPS": STEPS, "BLOCK": BLOCK, "WIDE": False}, {}
