@@ -42,9 +42,9 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
     return (*tensor.stride()[:3], tensor.stride(4))
 
 
-def _blocks(channels_last: bool) -> dict[str, int]:
-    """Outputs and channels of a program: few enough outputs for a thread to keep what it knows of each in registers."""
-    return {"OUTPUTS": 16, "BLOCK": 64} if channels_last else {"OUTPUTS": 64, "BLOCK": 8}
+def _blocks(channels_last: bool, dtype: torch.dtype) -> dict[str, int]:
+    """Outputs and channels of a program: a thread keeps what it knows of each of its outputs in registers."""
+    return {"OUTPUTS": 16, "BLOCK": 128 // dtype.itemsize} if channels_last else {"OUTPUTS": 32, "BLOCK": 8}
 
 
 def _pool_blocks(channels_last: bool) -> dict[str, int]:
@@ -89,7 +89,7 @@ def forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | Non
         return
     _, channels, frames, height, width = features.shape
     t, h, w = options[0]
-    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(_channels_last(features))
+    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(_channels_last(features), features.dtype)
     programs = rois.shape[0] * t * triton.cdiv(h * w, blocks["OUTPUTS"]) * triton.cdiv(channels, blocks["BLOCK"])
     forward_kernel[(programs,)](
         features,
@@ -111,7 +111,7 @@ def _pool_forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
     if _frames_alike(features, rois, options):  # a clip of one frame
         features, options = _temporal_mean(features), ((1, *options[0][1:]), *options[1:])
     _, channels, frames, height, width = features.shape
-    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(_channels_last(features))
+    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(_channels_last(features), features.dtype)
     pool_forward_kernel[(rois.shape[0] * triton.cdiv(channels, blocks["BLOCK"]),)](
         features,
         output,
@@ -157,7 +157,7 @@ def backward(grad_features: Tensor, rois: Tensor, grad_output: Tensor, argmax: T
             num_warps=POOL_WARPS,
         )
         return
-    blocks = _blocks(channels_last)
+    blocks = _blocks(channels_last, grad_features.dtype)
     chunks = triton.cdiv(height * width, blocks["OUTPUTS"])
     backward_kernel[(clips * distinct * chunks * triton.cdiv(channels, blocks["BLOCK"]),)](
         grad_output,
@@ -190,8 +190,9 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     strides = {tensor: {f"{tensor}_{axis}": "i64" for axis in "ncthw"} for tensor in ("feature", "output")}
     dense = {tensor: {f"{tensor}_{axis}": "i64" for axis in "nctw"} for tensor in ("feature", "output")}
     options, clip = {"num_warps": WARPS}, {"clip_ptr": "*i32", **matrices, **per_roi}
-    for dtype, last in itertools.product(("*bf16", "*fp16", "*fp32"), (False, True)):
-        blocks = _blocks(last)
+    dtypes = {"*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32}
+    for dtype, last in itertools.product(dtypes, (False, True)):
+        blocks = _blocks(last, dtypes[dtype])
         both = {"FEATURES_CHANNELS_LAST": last, "OUTPUT_CHANNELS_LAST": last, **blocks}
         types = {"features_ptr": dtype, "output_ptr": dtype, **clip, **sizes, **strides["feature"], **dense["output"]}
         yield forward_kernel, types, both, options
@@ -205,7 +206,8 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
 
         types = {"output_ptr": dtype, "argmax_ptr": "*i64", **clip, **pool_sizes, **strides["feature"]}
         for features in {dtype, "*fp32"}:  # as they are, or their mean
-            yield pool_forward_kernel, {"features_ptr": features, **types}, {"CHANNELS_LAST": last, **blocks}, options
+            constants = {"CHANNELS_LAST": last, **_blocks(last, dtypes[features])}
+            yield pool_forward_kernel, {"features_ptr": features, **types}, constants, options
 
         types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, "argmax_ptr": "*i64", **members}
         types |= {name: kind for name, kind in matrices.items() if name != "time_ranges_ptr"}
