@@ -8,7 +8,7 @@
 // Backward: in gather form, the same two steps transposed. A block owns a patch of grad_features, walks in ascending
 // order over the RoIs that reach it, and writes it once. Sorted segments would need a sort and one partial sum for each
 // pixel that a RoI touches, R C T h' w' of them in memory; here nothing is written but the gradient, which is what
-// bounds it, and a block finds its RoIs by testing 128 boxes at once. No atomics: one owner and one order for each
+// bounds it, and a block finds its RoIs by testing 256 boxes at once. No atomics: one owner and one order for each
 // element, so the same bits each time. For boxes with one time bin all frames have one gradient: it is computed once
 // and stored T times.
 
@@ -39,10 +39,10 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
   const AxisWeights<A> time = plan.time.from_pixels(plan.time_row(roi));
   const PixelRange frames = time.ranges[time_bin];
   const Pieces bins({0, 0, plan.y.bins, plan.x.bins}, kBins);
-  Largest<A> largest[kPerLane<A>];
+  Largest<A> largest[PerLane<A>::kCount];
   for (int piece = 0; piece < bins.count; ++piece) {
     const Rectangle to = bins[piece];
-    for_own(to, outputs, [&](int, int, PerLane<A>& own) { own = {}; });
+    for_part(to, to, outputs, [&](int, int, PerLane<A>& own) { own = {}; });
     // Frames that share a box: all of them, or a tubelet's one by one.
     for (int first = frames.begin, last; first < frames.end; first = last) {
       last = plan.kind == RoIKind::kTubelets ? first + 1 : frames.end;
@@ -53,14 +53,14 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
       for (int i = 0; i < pixels.count; ++i) {
         load_tile(from, weights, pixels[i], inputs);
         __syncthreads();
-        resample(plan.y.from_pixels(box), plan.x.from_pixels(box), pixels[i], inputs, to, outputs);
+        resample(plan.y.from_pixels(box), plan.x.from_pixels(box), pixels[i], inputs, to, to, outputs);
         __syncthreads();
       }
     }
     if (kPool) {
-      for_own(to, outputs, [&](int p, int q, const PerLane<A>& own) {
+      for_part(to, to, outputs, [&](int p, int q, const PerLane<A>& own) {
 #pragma unroll
-        for (int k = 0; k < kPerLane<A>; ++k) largest[k].include(own.values[k], p * plan.x.bins + q);
+        for (int k = 0; k < PerLane<A>::kCount; ++k) largest[k].include(own.values[k], p * plan.x.bins + q);
       });
     } else {
       __syncthreads();
@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks)
     A* const values = inputs;
     int* const places = reinterpret_cast<int*>(inputs + kWarps * kChannels<A>);
 #pragma unroll
-    for (int k = 0; k < kPerLane<A>; ++k) {
-      values[threadIdx.x * kPerLane<A> + k] = largest[k].value;
-      places[threadIdx.x * kPerLane<A> + k] = largest[k].place;
+    for (int k = 0; k < PerLane<A>::kCount; ++k) {
+      values[threadIdx.x * PerLane<A>::kCount + k] = largest[k].value;
+      places[threadIdx.x * PerLane<A>::kCount + k] = largest[k].place;
     }
     __syncthreads();
     if (threadIdx.x >= result.count) return;
@@ -100,20 +100,21 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
   const int channel = blockIdx.x % tiles * kChannels<A>, rest = blockIdx.x / tiles;
   const int frame = blockIdx.y, clip = rest / pixels.count;
   const Rectangle to = pixels[rest % pixels.count];
-  for_own(to, outputs, [&](int, int, PerLane<A>& own) { own = {}; });
+  for_part(to, to, outputs, [&](int, int, PerLane<A>& own) { own = {}; });
   for (int first = 0; first < plan.rois; first += kThreads) {
     find_reaching(plan, clip, frame, to, first, reaching);
     ReachingRoIs reached(reaching, first);
     for (int roi = reached.next(); roi >= 0; roi = reached.next()) {
       const int64_t box = plan.box(roi, frame);
       const AxisWeights<A> time = plan.time.from_bins(plan.time_row(roi));
-      const TimeWeights<A> weights{time.ranges[frame], time.at(frame, 0), 1};
+      const TimeWeights<A> weights{time.ranges[frame], time.weights + frame * time.output_stride, 1};
       if (weights.range.empty()) continue;
       const Channels<const T> from = grad_output.at(roi, channel, plan.channels, kChannels<A>);
+      const Rectangle part = overlap(to, plan.y.spans[box], plan.x.spans[box]);
       for (int piece = 0; piece < bins.count; ++piece) {
         load_tile(from, weights, bins[piece], inputs);
         __syncthreads();
-        resample(plan.y.from_bins(box), plan.x.from_bins(box), bins[piece], inputs, to, outputs);
+        resample(plan.y.from_bins(box), plan.x.from_bins(box), bins[piece], inputs, to, part, outputs);
         __syncthreads();
       }
     }

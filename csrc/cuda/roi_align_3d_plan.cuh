@@ -27,6 +27,11 @@ SF_HOST_DEVICE inline PixelRange overlap(PixelRange a, int begin, int size) {
   return {a.begin > begin ? a.begin : begin, a.end < end ? a.end : end};
 }
 
+SF_HOST_DEVICE inline Rectangle overlap(const Rectangle& a, PixelRange ys, PixelRange xs) {
+  ys = overlap(ys, a.y, a.height), xs = overlap(xs, a.x, a.width);
+  return {ys.begin, xs.begin, ys.end - ys.begin, xs.end - xs.begin};
+}
+
 SF_HOST_DEVICE inline int divided_up(int a, int b) { return (a + b - 1) / b; }
 
 // A rectangle cut into pieces of about equal size, at most `capacity` pixels: bands of rows, or parts of rows where
@@ -60,8 +65,8 @@ struct AxisWeights {
   int output_stride, input_stride;
   const PixelRange* ranges;
 
-  SF_HOST_DEVICE const A* at(int output, int input) const {
-    return weights + static_cast<int64_t>(output) * output_stride + static_cast<int64_t>(input) * input_stride;
+  SF_HOST_DEVICE A weight(int output, int input) const {
+    return weights[output * output_stride + input * input_stride];
   }
 };
 
@@ -78,7 +83,10 @@ struct Axis {
         size(size),
         weights(arena.take<A>(boxes * size * bins)),
         ranges(arena.take<PixelRange>(boxes * (bins > size ? bins : size))),
-        spans(arena.take<PixelRange>(boxes)) {}
+        spans(arena.take<PixelRange>(boxes)) {
+    SF_CHECK(static_cast<int64_t>(size) * bins <= INT32_MAX, "roi_align_3d: ", bins, " bins of ", size,
+             " pixels are more than the CUDA kernels can count");
+  }
 
   SF_HOST_DEVICE AxisWeights<A> from_pixels(int64_t box) const {
     return {weights + box * bins * size, 1, bins, ranges + box * bins};

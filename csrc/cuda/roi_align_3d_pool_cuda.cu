@@ -16,16 +16,16 @@ namespace slowfast {
 namespace roi_align_3d {
 namespace {
 
-constexpr int kMeanThreads = 256, kMeanPixels = 112;
-constexpr int kPoolThreads = 256, kPoolWarps = kPoolThreads / kLanes;
+constexpr int kMeanPixels = 112;
+constexpr int kMeanBlocks = 3;  // per multiprocessor: leaves registers for loads under way
 constexpr int kPatchBytes = 32 * 1024;
 
 // The smallest rectangle that contains all boxes of a clip. All threads of a block call it.
 template <typename A>
 __device__ Rectangle covered(const Plan<A>& plan, int clip) {
-  __shared__ PixelRange ranges[2][kMeanThreads / kLanes];
+  __shared__ PixelRange ranges[2][kThreads / kLanes];
   PixelRange ys, xs;
-  for (int roi = threadIdx.x; roi < plan.rois; roi += kMeanThreads) {
+  for (int roi = threadIdx.x; roi < plan.rois; roi += kThreads) {
     const PixelRange y = plan.y.spans[roi], x = plan.x.spans[roi];
     if (plan.clip[roi] == clip) ys.include(y), xs.include(x);
   }
@@ -33,11 +33,11 @@ __device__ Rectangle covered(const Plan<A>& plan, int clip) {
   ys = union_over_warp(ys), xs = union_over_warp(xs);
   if (threadIdx.x % kLanes == 0) ranges[0][threadIdx.x / kLanes] = ys, ranges[1][threadIdx.x / kLanes] = xs;
   __syncthreads();
-  for (int i = 0; i < kMeanThreads / kLanes; ++i) ys.include(ranges[0][i]), xs.include(ranges[1][i]);
+  for (int i = 0; i < kThreads / kLanes; ++i) ys.include(ranges[0][i]), xs.include(ranges[1][i]);
   return {ys.begin, xs.begin, ys.end - ys.begin, xs.end - xs.begin};
 }
 
-// The mean of kCount elements over all frames.
+// The mean of kCount elements over all frames, the loads of eight under way together.
 template <int kCount, typename T, typename A = accumulator_t<T>>
 __device__ void mean_of_frames(const T* at, int64_t frame_stride, int frames, A (&mean)[kCount]) {
   struct alignas(kCount * sizeof(T)) Input {
@@ -46,17 +46,22 @@ __device__ void mean_of_frames(const T* at, int64_t frame_stride, int frames, A 
   const A share = A(1) / static_cast<A>(frames);
 #pragma unroll
   for (int k = 0; k < kCount; ++k) mean[k] = 0;
-#pragma unroll 8
-  for (int f = 0; f < frames; ++f) {
-    const Input input = *reinterpret_cast<const Input*>(at + f * frame_stride);
+#pragma unroll 1
+  for (int first = 0; first < frames; first += 8) {
+    Input inputs[8];
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) mean[k] += share * static_cast<A>(input.values[k]);
+    for (int f = 0; f < 8; ++f)
+      inputs[f] = first + f < frames ? *reinterpret_cast<const Input*>(at + (first + f) * frame_stride) : Input{};
+#pragma unroll
+    for (int f = 0; f < 8; ++f)
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) mean[k] += share * static_cast<A>(inputs[f].values[k]);
   }
 }
 
 // Of features whose channels lie together. Blocks: x over clips and, fastest, kCount channels of a pixel a thread.
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kMeanThreads)
+__global__ void __launch_bounds__(kThreads, kMeanBlocks)
     roi_align_3d_mean_forward_kernel(Plan<accumulator_t<T>> plan, Channels<const T> features, int frames,
                                      accumulator_t<T>* mean, int blocks) {
   using A = accumulator_t<T>;
@@ -66,7 +71,7 @@ __global__ void __launch_bounds__(kMeanThreads)
   };
   const int clip = blockIdx.x / blocks, packets = plan.channels / kCount;
   const Rectangle where = covered(plan, clip);
-  const int i = blockIdx.x % blocks * kMeanThreads + threadIdx.x, channel = i % packets * kCount;
+  const int i = blockIdx.x % blocks * kThreads + threadIdx.x, channel = i % packets * kCount;
   if (i / packets >= where.area()) return;
   const int y = where.y + i / packets / where.width, x = where.x + i / packets % where.width;
   A sum[kCount];
@@ -85,7 +90,7 @@ __global__ void __launch_bounds__(kMeanThreads)
 // Of other features. Blocks: x over clips, tiles of kLanes channels and, fastest, `pieces` of the rows that boxes lie
 // in; a thread takes kCount pixels of a channel.
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kMeanThreads)
+__global__ void __launch_bounds__(kThreads, kMeanBlocks)
     roi_align_3d_transposed_mean_forward_kernel(Plan<accumulator_t<T>> plan, Channels<const T> features, int frames,
                                                 accumulator_t<T>* mean, int pieces) {
   using A = accumulator_t<T>;
@@ -98,7 +103,7 @@ __global__ void __launch_bounds__(kMeanThreads)
   const int begin = where.y * plan.width / kCount, end = divided_up((where.y + where.height) * plan.width, kCount);
   const int size = divided_up(end - begin, pieces), first = begin + blockIdx.x % pieces * size;
   const int packets = size < end - first ? size : end - first;
-  for (int i = threadIdx.x; i < packets * from.count; i += kMeanThreads) {
+  for (int i = threadIdx.x; i < packets * from.count; i += kThreads) {
     const int packet = i % packets, channel = i / packets, pixel = (first + packet) * kCount;
     A sum[kCount];
     mean_of_frames(from.data + channel * from.channel + pixel / plan.width * from.y + pixel % plan.width * from.x,
@@ -110,53 +115,32 @@ __global__ void __launch_bounds__(kMeanThreads)
   const int pitch = mean_pitch(plan), lane = threadIdx.x % kLanes;
   if (lane >= from.count) return;
   mean += (static_cast<int64_t>(clip) * plan.height * plan.width + first * kCount) * pitch + first_channel + lane;
-  for (int pixel = threadIdx.x / kLanes; pixel < packets * kCount; pixel += kMeanThreads / kLanes)
+  for (int pixel = threadIdx.x / kLanes; pixel < packets * kCount; pixel += kThreads / kLanes)
     mean[pixel * pitch] = tile[pixel * (kLanes + 1) + lane];
 }
 
 // Blocks: x over RoIs and, fastest, tiles of a warp's channels.
 template <typename A, typename Output>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kThreads)
     roi_align_3d_pool_forward_kernel(Plan<A> plan, const A* mean, Channels<Output> output, Channels<int64_t> argmax) {
   constexpr int kCount = Packet<A>::kCount, kTile = kLanes * kCount;
-  __shared__ A values[kPoolWarps * kTile];
-  __shared__ int places[kPoolWarps * kTile];
+  __shared__ A values[kWarps * kTile];
+  __shared__ int places[kWarps * kTile];
   const int tiles = divided_up(plan.channels, kTile), roi = blockIdx.x / tiles;
   const int first_channel = blockIdx.x % tiles * kTile, own_channel = first_channel + threadIdx.x % kLanes * kCount;
-  const int clip = plan.clip[roi], pitch = mean_pitch(plan);
+  const int clip = plan.clip[roi], pitch = mean_pitch(plan) / kCount;
   const AxisWeights<A> y = plan.y.from_pixels(roi), x = plan.x.from_pixels(roi);
-  if (clip >= 0) mean += static_cast<int64_t>(clip) * plan.height * plan.width * pitch;
-  if (own_channel < pitch) mean += own_channel;
+  if (clip >= 0) mean += static_cast<int64_t>(clip) * plan.height * plan.width * pitch * kCount;
+  if (own_channel < pitch * kCount) mean += own_channel;
   Largest<A> largest[kCount];
-  for (int p = threadIdx.x / kLanes; p < plan.y.bins; p += kPoolWarps) {
+  for (int p = threadIdx.x / kLanes; p < plan.y.bins; p += kWarps) {
     const PixelRange ys = y.ranges[p];
     for (int q = 0; q < plan.x.bins; ++q) {
       const PixelRange xs = x.ranges[q];
-      A sum[kCount] = {};
-      // Most bins read two rows and two columns: four loads under way together.
-#pragma unroll 1
-      for (int i = ys.begin; i < ys.end; i += 2) {
-#pragma unroll 1
-        for (int j = xs.begin; j < xs.end; j += 2) {
-          const A* const at = mean + (i * plan.width + j) * pitch;
-          const bool two_rows = i + 1 < ys.end, two_columns = j + 1 < xs.end;
-          const A y_weights[] = {*y.at(p, i), two_rows ? *y.at(p, i + 1) : 0};
-          const A x_weights[] = {*x.at(q, j), two_columns ? *x.at(q, j + 1) : 0};
-          Packet<A> packets[2][2] = {};
+      const auto* const at = reinterpret_cast<const Packet<A>*>(mean) + (ys.begin * plan.width + xs.begin) * pitch;
+      const Packet<A> sum = weighted_sum(y, p, ys, x, q, xs, at, plan.width * pitch, pitch);
 #pragma unroll
-          for (int b = 0; b < 4; ++b)
-            if ((b / 2 == 0 || two_rows) && (b % 2 == 0 || two_columns))
-              packets[b / 2][b % 2] = *reinterpret_cast<const Packet<A>*>(at + (b / 2 * plan.width + b % 2) * pitch);
-#pragma unroll
-          for (int b = 0; b < 4; ++b) {
-            const A weight = y_weights[b / 2] * x_weights[b % 2];
-#pragma unroll
-            for (int k = 0; k < kCount; ++k) sum[k] += weight * packets[b / 2][b % 2].values[k];
-          }
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) largest[k].include_next(sum[k], p * plan.x.bins + q);
+      for (int k = 0; k < kCount; ++k) largest[k].include_next(sum.values[k], p * plan.x.bins + q);
     }
   }
 #pragma unroll
@@ -168,7 +152,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   const Channels<Output> result = output.at(roi, first_channel, plan.channels, kTile);
   if (threadIdx.x >= result.count) return;
   Largest<A> of_all;
-  for (int i = threadIdx.x; i < kPoolWarps * kTile; i += kTile) of_all.include(values[i], places[i]);
+  for (int i = threadIdx.x; i < kWarps * kTile; i += kTile) of_all.include(values[i], places[i]);
   const Channels<int64_t> place = argmax.at(roi, first_channel, plan.channels, kTile);
   result.data[threadIdx.x * result.channel] = Output(of_all.value);
   place.data[threadIdx.x * place.channel] = of_all.place;
@@ -220,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
     if (roi < 0) return OneBin<A>{};
     const Channels<const int64_t> places = argmax.at(roi, first_channel, plan.channels, patch.channels);
     const Channels<const T> from = grad_output.at(roi, first_channel, plan.channels, patch.channels);
-    return OneBin<A>{*plan.time.from_bins(plan.time_row(roi)).at(frame, 0),
+    return OneBin<A>{plan.time.from_bins(plan.time_row(roi)).weight(frame, 0),
                      static_cast<A>(from.data[channel * from.channel]),
                      static_cast<int>(places.data[channel * places.channel])};
   };
@@ -240,13 +224,12 @@ __global__ void __launch_bounds__(kThreads)
       const PixelRange xs = overlap(x.ranges[q], where.x, where.width);
       if (bin.time != 0 && (!ys.empty() & !xs.empty())) {
         const A value = bin.time * bin.value;
-        const A* const x_weights = x.at(q, 0);
-#pragma unroll 1
+        #pragma unroll 1
         for (int i = ys.begin + turn; i < ys.end; i += turns) {
-          const A row = *y.at(p, i) * value;
+          const A row = y.weight(p, i) * value;
           A* sum = tile + ((i - where.y) * where.width + xs.begin - where.x) * pixel_stride + channel * channel_stride;
 #pragma unroll 1
-          for (int j = xs.begin; j < xs.end; ++j, sum += pixel_stride) *sum += row * x_weights[j * x.input_stride];
+          for (int j = xs.begin; j < xs.end; ++j, sum += pixel_stride) *sum += row * x.weight(q, j);
         }
       }
       roi = following, bin = next_bin;
@@ -309,17 +292,17 @@ void pool_forward_on_mean(const RoIAlign3DParams& p, const Plan<accumulator_t<T>
   const int frames = to_int(p.features.size(2));
   if (features.inner) {
     const auto kernel = wide ? roi_align_3d_mean_forward_kernel<T, kCount> : roi_align_3d_mean_forward_kernel<T, 1>;
-    const int blocks = divided_up(static_cast<int>(pixels) * (plan.channels / (wide ? kCount : 1)), kMeanThreads);
-    SF_LAUNCH(kernel, grid(clips * blocks), kMeanThreads, 0, stream, plan, features, frames, mean, blocks);
+    const int blocks = divided_up(static_cast<int>(pixels) * (plan.channels / (wide ? kCount : 1)), kThreads);
+    SF_LAUNCH(kernel, grid(clips * blocks), kThreads, 0, stream, plan, features, frames, mean, blocks);
   } else {
     const auto kernel = wide ? roi_align_3d_transposed_mean_forward_kernel<T, kCount>
                              : roi_align_3d_transposed_mean_forward_kernel<T, 1>;
-    const int pieces = divided_up(static_cast<int>(pixels), kMeanPixels / kCount * kCount);
-    SF_LAUNCH(kernel, grid(clips * divided_up(plan.channels, kLanes) * pieces), kMeanThreads, 0, stream, plan, features,
+    const int pieces = divided_up(static_cast<int>(pixels), kMeanPixels);
+    SF_LAUNCH(kernel, grid(clips * divided_up(plan.channels, kLanes) * pieces), kThreads, 0, stream, plan, features,
               frames, mean, pieces);
   }
   SF_LAUNCH((roi_align_3d_pool_forward_kernel<A, T>),
-            grid(static_cast<int64_t>(plan.rois) * divided_up(plan.channels, kTile)), kPoolThreads, 0, stream, plan,
+            grid(static_cast<int64_t>(plan.rois) * divided_up(plan.channels, kTile)), kThreads, 0, stream, plan,
             mean, Channels<T>(p.output), Channels<int64_t>(p.argmax));
 }
 

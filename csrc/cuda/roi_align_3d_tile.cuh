@@ -13,30 +13,29 @@
 namespace slowfast {
 namespace roi_align_3d {
 
-constexpr int kThreads = 128, kWarps = kThreads / kLanes;
-template <typename A>
-constexpr int kPerLane = 8 / sizeof(A);  // channels of a lane
-template <typename A>
-constexpr int kChannels = kLanes * kPerLane<A>;  // and of a tile
-template <typename A>
-constexpr int kPitch = kChannels<A> + kPerLane<A>;
-constexpr int kPixels = 112, kBins = 64;  // in a tile
+constexpr int kThreads = 256, kWarps = kThreads / kLanes;
 
-template <typename T>
-struct alignas(16) Packet {
-  static constexpr int kCount = 16 / sizeof(T);
+// What moves at once.
+template <typename T, int kBytes>
+struct alignas(kBytes) Vector {
+  static constexpr int kCount = kBytes / sizeof(T);
   T values[kCount];
-};
 
-template <typename A>
-struct alignas(8) PerLane {
-  A values[kPerLane<A>];
-
-  SF_HOST_DEVICE void add(A weight, const PerLane& other) {
+  SF_HOST_DEVICE void add(T weight, const Vector& other) {
 #pragma unroll
-    for (int k = 0; k < kPerLane<A>; ++k) values[k] += weight * other.values[k];
+    for (int k = 0; k < kCount; ++k) values[k] += weight * other.values[k];
   }
 };
+template <typename T>
+using Packet = Vector<T, 16>;  // to and from memory
+template <typename A>
+using PerLane = Vector<A, 8>;  // to and from a tile
+
+template <typename A>
+constexpr int kChannels = kLanes * PerLane<A>::kCount;  // in a tile
+template <typename A>
+constexpr int kPitch = kChannels<A> + PerLane<A>::kCount;
+constexpr int kPixels = 112, kBins = 64;  // in a tile
 
 // How 16 bytes of a tensor can be moved at once.
 enum class Packets { kNone, kOfChannels, kOfPixels };
@@ -202,37 +201,55 @@ struct Largest {
   }
 };
 
-// What a thread does with a tile of outputs: always the same pixels and channels, so that these need no barrier.
-template <typename A, typename Function>
-__device__ void for_own(const Rectangle& tile, A* values, const Function& function) {
+// The sum over the rows `ys` and columns `xs` of the inputs that output (p, q) reads, each times its weights. `at` is the
+// first of them; the others are `row` and `column` further on.
+template <typename V, typename A>
+__device__ V weighted_sum(const AxisWeights<A>& y, int p, PixelRange ys, const AxisWeights<A>& x, int q, PixelRange xs,
+                          const V* at, int row, int column) {
+  V sum = {};
+  // Most outputs read two rows and two columns: four loads under way together.
 #pragma unroll 1
-  for (int i = threadIdx.x / kLanes; i < tile.area(); i += kWarps)
-    function(tile.y + i / tile.width, tile.x + i % tile.width,
-             reinterpret_cast<PerLane<A>*>(values + i * kPitch<A>)[threadIdx.x % kLanes]);
+  for (int i = ys.begin; i < ys.end; i += 2, at += 2 * row) {
+    const bool two_rows = i + 1 < ys.end;
+    const A y_weights[] = {y.weight(p, i), two_rows ? y.weight(p, i + 1) : 0};
+    const V* input = at;
+#pragma unroll 1
+    for (int j = xs.begin; j < xs.end; j += 2, input += 2 * column) {
+      const bool two_columns = j + 1 < xs.end;
+      const A x_weights[] = {x.weight(q, j), two_columns ? x.weight(q, j + 1) : 0};
+      V inputs[2][2] = {};
+#pragma unroll
+      for (int b = 0; b < 4; ++b)
+        if ((b < 2 || two_rows) && (b % 2 == 0 || two_columns)) inputs[b / 2][b % 2] = input[b / 2 * row + b % 2 * column];
+#pragma unroll
+      for (int b = 0; b < 4; ++b) sum.add(y_weights[b / 2] * x_weights[b % 2], inputs[b / 2][b % 2]);
+    }
+  }
+  return sum;
 }
 
-// outputs += Wy inputs Wx^T, for the inputs and the outputs that are in the tiles.
+// Calls function(y, x, own) for the pixels of a part of a tile, and the calling lane's channels of them.
+template <typename A, typename Function>
+__device__ void for_part(const Rectangle& tile, const Rectangle& part, A* values, const Function& function) {
+  int y = 0, x = threadIdx.x / kLanes;
+  for (;; x += kWarps) {
+    while (x >= part.width && y < part.height) x -= part.width, ++y;
+    if (y >= part.height) return;
+    const int i = (part.y + y - tile.y) * tile.width + part.x + x - tile.x;
+    function(part.y + y, part.x + x, reinterpret_cast<PerLane<A>*>(values + i * kPitch<A>)[threadIdx.x % kLanes]);
+  }
+}
+
+// outputs += Wy inputs Wx^T, for the inputs that are in their tile and a part of the outputs.
 template <typename A>
 __device__ void resample(const AxisWeights<A>& y, const AxisWeights<A>& x, const Rectangle& from, const A* inputs,
-                         const Rectangle& to, A* outputs) {
-  for_own(to, outputs, [&](int output_y, int output_x, PerLane<A>& output) {
-    const PixelRange ys = overlap(y.ranges[output_y], from.y, from.height);
-    const PixelRange xs = overlap(x.ranges[output_x], from.x, from.width);
-    const A* y_weight = y.at(output_y, ys.begin);
-    const A* const x_weights = x.at(output_x, xs.begin);
-    const A* line = inputs + ((ys.begin - from.y) * from.width + xs.begin - from.x) * kPitch<A>;
-    PerLane<A> sum = output;
-#pragma unroll 1
-    for (int i = ys.begin; i < ys.end; ++i, y_weight += y.input_stride, line += from.width * kPitch<A>) {
-      const A* x_weight = x_weights;
-      const A* input = line;
-      PerLane<A> row = {};
-#pragma unroll 4
-      for (int j = xs.begin; j < xs.end; ++j, x_weight += x.input_stride, input += kPitch<A>)
-        row.add(*x_weight, reinterpret_cast<const PerLane<A>*>(input)[threadIdx.x % kLanes]);
-      sum.add(*y_weight, row);
-    }
-    output = sum;
+                         const Rectangle& to, const Rectangle& part, A* outputs) {
+  constexpr int kColumn = kPitch<A> / PerLane<A>::kCount;
+  const auto* const lane = reinterpret_cast<const PerLane<A>*>(inputs) + threadIdx.x % kLanes;
+  for_part(to, part, outputs, [&](int p, int q, PerLane<A>& output) {
+    const PixelRange ys = overlap(y.ranges[p], from.y, from.height), xs = overlap(x.ranges[q], from.x, from.width);
+    const auto* const at = lane + ((ys.begin - from.y) * from.width + xs.begin - from.x) * kColumn;
+    output.add(1, weighted_sum(y, p, ys, x, q, xs, at, from.width * kColumn, kColumn));
   });
 }
 

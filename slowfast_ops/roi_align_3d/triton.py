@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from slowfast_ops.roi_align_3d.triton_pool_kernels import (
     pool_forward_kernel,
 )
 
-WARPS = 8  # enough that a thread's share of a block stays in registers
+WARPS = 4
 MEAN_BLOCK, MEAN_WARPS = 1024, 4
 POOL_WARPS = 4  # of the pool's backward
 
@@ -36,16 +37,14 @@ def _channels_last(tensor: Tensor) -> bool:
     return tensor.stride(1) == 1 and tensor.shape[1] > 1
 
 
-def _rows_are_dense(tensor: Tensor) -> bool:
-    """Whether the pixels of a frame follow each other in memory."""
-    return tensor.stride(4) == 1 and tensor.stride(3) == tensor.shape[4]
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """Of a tensor whose last two axes are one in memory, as of those that the ops allocate: without the axis H."""
+    return (*tensor.stride()[:3], tensor.stride(4))
 
 
-def _blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Outputs, inputs and channels that a program works on at a time. In float64, tl.dot is spelled out."""
-    if dtype == torch.float64:
-        return {"OUTPUTS": 16, "INPUTS": 8, "BLOCK": 16}
-    return {"OUTPUTS": 64, "INPUTS": 16, "BLOCK": 32}
+def _blocks(channels_last: bool, dtype: torch.dtype) -> dict[str, int]:
+    """Outputs and channels of a program: a thread keeps what it knows of each of its outputs in registers."""
+    return {"OUTPUTS": 16, "BLOCK": 128 // dtype.itemsize} if channels_last else {"OUTPUTS": 32, "BLOCK": 8}
 
 
 def _pool_blocks(channels_last: bool) -> dict[str, int]:
@@ -90,7 +89,7 @@ def forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | Non
         return
     _, channels, frames, height, width = features.shape
     t, h, w = options[0]
-    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(features.dtype)
+    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(_channels_last(features), features.dtype)
     programs = rois.shape[0] * t * triton.cdiv(h * w, blocks["OUTPUTS"]) * triton.cdiv(channels, blocks["BLOCK"])
     forward_kernel[(programs,)](
         features,
@@ -100,7 +99,7 @@ def forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | Non
         *(channels, frames, height, width),
         *(t, h, w),
         *features.stride(),
-        *output.stride(),
+        *_strides(output),
         FEATURES_CHANNELS_LAST=_channels_last(features),
         OUTPUT_CHANNELS_LAST=_channels_last(output),
         **blocks,
@@ -112,7 +111,7 @@ def _pool_forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
     if _frames_alike(features, rois, options):  # a clip of one frame
         features, options = _temporal_mean(features), ((1, *options[0][1:]), *options[1:])
     _, channels, frames, height, width = features.shape
-    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(features.dtype)
+    plan, blocks = make_plan(features, rois, options, backward=False), _blocks(_channels_last(features), features.dtype)
     pool_forward_kernel[(rois.shape[0] * triton.cdiv(channels, blocks["BLOCK"]),)](
         features,
         output,
@@ -152,14 +151,13 @@ def backward(grad_features: Tensor, rois: Tensor, grad_output: Tensor, argmax: T
             *(channels, frames, height, width),
             *(h, w),
             *grad_output.stride(),
-            *grad_features.stride(),
+            *_strides(grad_features),
             CHANNELS_LAST=channels_last,
-            DENSE=_rows_are_dense(grad_features),
             **pool_blocks,
             num_warps=POOL_WARPS,
         )
         return
-    blocks = _blocks(grad_features.dtype)
+    blocks = _blocks(channels_last, grad_features.dtype)
     chunks = triton.cdiv(height * width, blocks["OUTPUTS"])
     backward_kernel[(clips * distinct * chunks * triton.cdiv(channels, blocks["BLOCK"]),)](
         grad_output,
@@ -170,7 +168,7 @@ def backward(grad_features: Tensor, rois: Tensor, grad_output: Tensor, argmax: T
         *(channels, frames, height, width),
         *(t, h, w),
         *grad_output.stride(),
-        *grad_features.stride(),
+        *_strides(grad_features),
         OUTPUT_CHANNELS_LAST=_channels_last(grad_output),
         FEATURES_CHANNELS_LAST=channels_last,
         **blocks,
@@ -189,31 +187,31 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
         matrices |= {f"{axis}_weights_ptr": "*fp32", f"{axis}_ranges_ptr": "*i32"}
     per_roi = dict.fromkeys(("boxes_per_roi", "time_rows_per_roi"), "i32")
     members = {"members_ptr": "*i32", "counts_ptr": "*i32"}
-    feature_strides = {f"feature_{axis}": "i64" for axis in "ncthw"}
-    output_strides = {f"output_{axis}": "i64" for axis in "ncthw"}
+    strides = {tensor: {f"{tensor}_{axis}": "i64" for axis in "ncthw"} for tensor in ("feature", "output")}
+    dense = {tensor: {f"{tensor}_{axis}": "i64" for axis in "nctw"} for tensor in ("feature", "output")}
     options, clip = {"num_warps": WARPS}, {"clip_ptr": "*i32", **matrices, **per_roi}
-    for dtype, torch_dtype in (("*bf16", torch.bfloat16), ("*fp16", torch.float16), ("*fp32", torch.float32)):
-        blocks = _blocks(torch_dtype)
-        for last in (False, True):
-            both = {"FEATURES_CHANNELS_LAST": last, "OUTPUT_CHANNELS_LAST": last}
-            types = {"features_ptr": dtype, "output_ptr": dtype, **clip, **sizes, **feature_strides, **output_strides}
-            yield forward_kernel, types, {**both, **blocks}, options
+    dtypes = {"*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32}
+    for dtype, last in itertools.product(dtypes, (False, True)):
+        blocks = _blocks(last, dtypes[dtype])
+        both = {"FEATURES_CHANNELS_LAST": last, "OUTPUT_CHANNELS_LAST": last, **blocks}
+        types = {"features_ptr": dtype, "output_ptr": dtype, **clip, **sizes, **strides["feature"], **dense["output"]}
+        yield forward_kernel, types, both, options
 
-            types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, **members, **matrices, **per_roi}
-            types |= {"rois": "i32", "distinct_frames": "i32", **sizes, **output_strides, **feature_strides}
-            yield backward_kernel, types, {**both, **blocks}, options
+        types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, **members, **matrices, **per_roi}
+        types |= {"rois": "i32", "distinct_frames": "i32", **sizes, **strides["output"], **dense["feature"]}
+        yield backward_kernel, types, both, options
 
-            types = {"features_ptr": dtype, "mean_ptr": "*fp32", **mean_sizes, **feature_strides}
-            yield mean_forward_kernel, types, {"CHANNELS_LAST": last, "BLOCK": MEAN_BLOCK}, {"num_warps": MEAN_WARPS}
+        types = {"features_ptr": dtype, "mean_ptr": "*fp32", **mean_sizes, **strides["feature"]}
+        yield mean_forward_kernel, types, {"CHANNELS_LAST": last, "BLOCK": MEAN_BLOCK}, {"num_warps": MEAN_WARPS}
 
-            types = {"output_ptr": dtype, "argmax_ptr": "*i64", **clip, **pool_sizes, **feature_strides}
-            for features in {dtype, "*fp32"}:  # as they are, or their mean
-                constants = {"CHANNELS_LAST": last, **blocks}
-                yield pool_forward_kernel, {"features_ptr": features, **types}, constants, options
+        types = {"output_ptr": dtype, "argmax_ptr": "*i64", **clip, **pool_sizes, **strides["feature"]}
+        for features in {dtype, "*fp32"}:  # as they are, or their mean
+            constants = {"CHANNELS_LAST": last, **_blocks(last, dtypes[features])}
+            yield pool_forward_kernel, {"features_ptr": features, **types}, constants, options
 
-            types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, "argmax_ptr": "*i64", **members}
-            types |= {name: kind for name, kind in matrices.items() if name != "time_ranges_ptr"}
-            types |= {**per_roi, "rois": "i32", "distinct_frames": "i32", **pool_sizes}
-            types |= {"output_n": "i64", "output_c": "i64", **feature_strides}
-            constants = {"CHANNELS_LAST": last, "DENSE": not last, **_pool_blocks(last)}
-            yield pool_backward_kernel, types, constants, {"num_warps": POOL_WARPS}
+        types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, "argmax_ptr": "*i64", **members}
+        types |= {name: kind for name, kind in matrices.items() if name != "time_ranges_ptr"}
+        types |= {**per_roi, "rois": "i32", "distinct_frames": "i32", **pool_sizes}
+        types |= {"output_n": "i64", "output_c": "i64", **dense["feature"]}
+        constants = {"CHANNELS_LAST": last, **_pool_blocks(last)}
+        yield pool_backward_kernel, types, constants, {"num_warps": POOL_WARPS}

@@ -2,10 +2,8 @@
 
 As in csrc/cuda/roi_align_3d_cuda.cu: a first kernel (triton_plan.py) turns boxes into weights, so that the host reads
 no value of a RoI. The forward and the backward, in gather form, then are one step, `_resampled`, with the weights
-transposed: 64 outputs (bins, or pixels of the gradient) in 32 channels are a product of their weights, Wy times Wx, and
-16 inputs at a time, summed over frames as they are read. Each input is read once for all outputs, and only where an
-output reads it. The product is tl.dot in full float32: TF32 has too few bits, and what bounds the pooled form, which
-sums T frames for each input, is reading them.
+transposed: each output (a bin, or a pixel of the gradient) adds up the few inputs that it reads, the first of all
+outputs of a program at once, then the second, ... Neighbouring outputs read the same inputs, out of the L1 cache.
 """
 
 from __future__ import annotations
@@ -15,12 +13,12 @@ import triton.language as tl
 
 
 @triton.jit
-def along(channel, stride, CHANNELS_LAST: tl.constexpr):
-    """The offsets of channels. A stride that is known to be 1 lets neighbouring threads take neighbouring channels."""
-    if CHANNELS_LAST:
-        return channel
+def along(index, stride, IS_INNER: tl.constexpr):
+    """Offsets along an axis. A stride that is known to be 1 lets neighbouring threads take neighbouring elements."""
+    if IS_INNER:
+        return index
     else:
-        return channel * stride
+        return index * stride
 
 
 @triton.jit
@@ -49,39 +47,29 @@ def _resampled(
     x_ranges_ptr,
     CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Outputs at (row, column) [OUTPUTS] in some channels [BLOCK]: the weighted sum of the inputs that they read."""
-    element: tl.constexpr = x_weights_ptr.dtype.element_ty
-    first_y = tl.load(y_ranges_ptr + 2 * row, mask=output_inside, other=2147483647)
-    last_y = tl.max(tl.load(y_ranges_ptr + 2 * row + 1, mask=output_inside, other=0), 0)
-    first_x = tl.load(x_ranges_ptr + 2 * column, mask=output_inside, other=2147483647)
-    last_x = tl.max(tl.load(x_ranges_ptr + 2 * column + 1, mask=output_inside, other=0), 0)
-    first_y = tl.min(first_y, 0)  # an empty range begins at the end of the axis, and ends at 0
-    first_x = tl.min(first_x, 0)
-    width = tl.maximum(last_x - first_x, 1)
-    inputs = tl.where(last_x > first_x, (last_y - first_y) * width, 0)
-    result = tl.full([OUTPUTS, BLOCK], 0, element)
-    for first in range(0, inputs, INPUTS):
-        i = first + tl.arange(0, INPUTS)
-        inside = i < inputs
-        y = first_y + i // width
-        x = first_x + i % width
-        pixel = input_ptr + (y * input_h + x * input_w)[:, None] + along(channel, input_c, CHANNELS_LAST)[None, :]
-        mask = inside[:, None] & channel_inside[None, :]
-        line = tl.full([INPUTS, BLOCK], 0, element)
-        for t in range(first_t, last_t):
-            value = tl.load(pixel + t * input_t, mask=mask, other=0).to(element)
-            line += tl.load(time_weights_ptr + t * time_weight_step) * value
-        mask = output_inside[:, None] & inside[None, :]
-        y_weights = y_weights_ptr + (row * y_output_step)[:, None] + (y * y_input_step)[None, :]
-        x_weights = x_weights_ptr + (column * x_output_step)[:, None] + (x * x_input_step)[None, :]
-        weight = tl.load(y_weights, mask=mask, other=0) * tl.load(x_weights, mask=mask, other=0)
-        if element == tl.float64:
-            result += tl.sum(weight[:, :, None] * line[None, :, :], 1)
-        else:
-            result += tl.dot(weight, line, input_precision="ieee")
+    y_range = y_ranges_ptr + 2 * row
+    x_range = x_ranges_ptr + 2 * column
+    first_y = tl.load(y_range, mask=output_inside, other=0)
+    first_x = tl.load(x_range, mask=output_inside, other=0)
+    rows = tl.load(y_range + 1, mask=output_inside, other=0) - first_y  # an empty range ends before it begins
+    columns = tl.load(x_range + 1, mask=output_inside, other=0) - first_x
+    result = tl.full([OUTPUTS, BLOCK], 0, x_weights_ptr.dtype.element_ty)
+    for i in range(tl.max(rows, 0)):
+        y = first_y + i
+        y_weight = tl.load(y_weights_ptr + row * y_output_step + y * y_input_step, mask=i < rows, other=0)
+        for j in range(tl.max(columns, 0)):
+            x = first_x + j
+            inside = (i < rows) & (j < columns)
+            x_weight = tl.load(x_weights_ptr + column * x_output_step + x * x_input_step, mask=inside, other=0)
+            place = input_ptr + (y * input_h + x * input_w)[:, None] + along(channel, input_c, CHANNELS_LAST)[None, :]
+            mask = inside[:, None] & channel_inside[None, :]
+            for t in range(first_t, last_t):
+                value = tl.load(place + t * input_t, mask=mask, other=0).to(result.dtype)
+                weight = y_weight * x_weight * tl.load(time_weights_ptr + t * time_weight_step)
+                result += weight[:, None] * value
     return result
 
 
@@ -115,7 +103,6 @@ def bins_of_roi(
     channel_inside,
     CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Bins [first_bin, first_bin + OUTPUTS) of a time bin of a RoI, in row-major order: [OUTPUTS, BLOCK]."""
@@ -154,7 +141,6 @@ def bins_of_roi(
             x_ranges_ptr + 2 * box * x_bins,
             CHANNELS_LAST,
             OUTPUTS,
-            INPUTS,
             BLOCK,
         )
     return result
@@ -188,12 +174,10 @@ def forward_kernel(
     output_n: tl.int64,
     output_c: tl.int64,
     output_t: tl.int64,
-    output_h: tl.int64,
     output_w: tl.int64,
     FEATURES_CHANNELS_LAST: tl.constexpr,
     OUTPUT_CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program makes OUTPUTS bins of a time bin of a RoI in BLOCK channels."""
@@ -233,12 +217,11 @@ def forward_kernel(
         channel < channels,
         FEATURES_CHANNELS_LAST,
         OUTPUTS,
-        INPUTS,
         BLOCK,
     )
     bin = first_bin + tl.arange(0, OUTPUTS)
     place = output_ptr + roi * output_n + time_bin * output_t + along(channel, output_c, OUTPUT_CHANNELS_LAST)[None, :]
-    place += (bin // x_bins * output_h + bin % x_bins * output_w)[:, None]
+    place += along(bin.to(tl.int64), output_w, not OUTPUT_CHANNELS_LAST)[:, None]  # the bins are dense
     mask = (bin < y_bins * x_bins)[:, None] & (channel < channels)[None, :]
     tl.store(place, result.to(output_ptr.dtype.element_ty), mask=mask)
 
@@ -274,12 +257,10 @@ def backward_kernel(
     feature_n: tl.int64,
     feature_c: tl.int64,
     feature_t: tl.int64,
-    feature_h: tl.int64,
     feature_w: tl.int64,
     OUTPUT_CHANNELS_LAST: tl.constexpr,
     FEATURES_CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program owns OUTPUTS pixels in BLOCK channels of one frame of a clip or, if one frame is distinct, of all."""
@@ -328,11 +309,10 @@ def backward_kernel(
             x_ranges_ptr + 2 * box * width,
             OUTPUT_CHANNELS_LAST,
             OUTPUTS,
-            INPUTS,
             BLOCK,
         )
-    place = grad_features_ptr + n * feature_n + (y * feature_h + x * feature_w)[:, None]
-    place += along(channel, feature_c, FEATURES_CHANNELS_LAST)[None, :]
+    place = along(pixel.to(tl.int64), feature_w, not FEATURES_CHANNELS_LAST)[:, None]  # the pixels are dense
+    place += grad_features_ptr + n * feature_n + along(channel, feature_c, FEATURES_CHANNELS_LAST)[None, :]
     gradient = total.to(grad_features_ptr.dtype.element_ty)
     for f in range(frame, frame + frames - distinct_frames + 1):
         tl.store(place + f * feature_t, gradient, mask=mask)

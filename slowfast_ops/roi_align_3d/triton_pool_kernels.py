@@ -74,7 +74,6 @@ def pool_forward_kernel(
     feature_w: tl.int64,
     CHANNELS_LAST: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program makes BLOCK channels of a RoI: the largest bin, the first of equals, and NaN if there is one."""
@@ -114,7 +113,6 @@ def pool_forward_kernel(
             channel < channels,
             CHANNELS_LAST,
             OUTPUTS,
-            INPUTS,
             BLOCK,
         )
         bin = (first_bin + tl.arange(0, OUTPUTS))[:, None]
@@ -158,10 +156,8 @@ def pool_backward_kernel(
     feature_n: tl.int64,
     feature_c: tl.int64,
     feature_t: tl.int64,
-    feature_h: tl.int64,
     feature_w: tl.int64,
     CHANNELS_LAST: tl.constexpr,
-    DENSE: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -197,8 +193,8 @@ def pool_backward_kernel(
             x_weights = x_weights_ptr + box * width * x_bins + ((x * x_bins)[:, None] + (place % x_bins)[None, :])
             weight = tl.load(y_weights, mask=mask, other=0) * tl.load(x_weights, mask=mask, other=0)
             total += tl.where(mask, weight * (time_weight * value.to(total.dtype))[None, :], 0)
-    place = pixel.to(tl.int64) if DENSE else y * feature_h + x * feature_w
-    place = place[:, None] + along(channel, feature_c, CHANNELS_LAST)[None, :]
+    place = along(pixel.to(tl.int64), feature_w, not CHANNELS_LAST)[:, None]  # the pixels are dense
+    place += along(channel, feature_c, CHANNELS_LAST)[None, :]
     gradient = total.to(grad_features_ptr.dtype.element_ty)
     mask = pixel_inside[:, None] & channel_inside[None, :]
     for f in range(frame, frame + frames - distinct_frames + 1):
