@@ -143,7 +143,7 @@ struct Backward {
 
 // Adjacent blocks share rows.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, blocks_per_processor(kColumns))
+__global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns))
     lateral_conv_fast_backward_kernel(const Backward<T> b, int column_groups) {
   SF_DYNAMIC_SHARED(T, shared);
   const auto first = b.rows.first(static_cast<int64_t>(blockIdx.x / column_groups) * kRows);

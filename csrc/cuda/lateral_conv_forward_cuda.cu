@@ -111,7 +111,7 @@ struct Epilogue {
 // Blocks that convolve alternate with ones that copy, as long as there are both: the former wait for the tensor cores
 // while the latter wait for memory.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, blocks_per_processor(kColumns))
+__global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns))
     lateral_conv_concat_forward_kernel(const Convolution<T> conv, const Epilogue<accumulator_t<T>> epilogue,
                                        const SlowCopy<T> slow, unsigned convolving, unsigned copying) {
   using Acc = accumulator_t<T>;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kTileThreads, blocks_per_processor(kColumns))
 
 // partials [2][Co][tiles]: mean and sum of squared deviations of each tile.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, blocks_per_processor(kColumns))
+__global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns))
     lateral_conv_statistics_forward_kernel(const Convolution<T> conv, double* partials) {
   using Acc = accumulator_t<T>;
   using Product = TileProduct<T, kColumns>;

@@ -33,7 +33,11 @@ void with_columns(int64_t columns, const Function& function) {
     if (columns > 32) return function(std::integral_constant<int, 64>{});
   function(std::integral_constant<int, 32>{});
 }
-constexpr int blocks_per_processor(int columns) { return columns >= 128 ? 2 : 3; }
+// As many as leave a thread the registers it needs: without tensor cores, or in double, more.
+template <typename T>
+constexpr int blocks_per_processor(int columns) {
+  return columns >= 128 ? (kHasMma ? 2 : 1) : sizeof(T) == 8 ? 2 : 3;
+}
 
 // ---- instructions, and what stands in for them where they do not exist
 
