@@ -137,11 +137,10 @@ struct Matrix {
   First first;    // of a row or column: Along
   Second second;  // of an index of the depth, or a column of a result
 
-  __device__ SF_INLINE bool has(const Along& x, const Along& y) const {
-    return static_cast<unsigned>(x.index + y.index) < static_cast<unsigned>(limit);
-  }
+  // The address of an element, or nullptr.
   __device__ SF_INLINE T* at(const Along& x, const Along& y) const {
-    return has(x, y) ? data + (x.offset + y.offset) : nullptr;
+    const bool exists = static_cast<unsigned>(x.index + y.index) < static_cast<unsigned>(limit);
+    return exists ? data + (x.offset + y.offset) : nullptr;
   }
 };
 template <typename T, typename First, typename Second>
@@ -168,13 +167,11 @@ struct Share {
 
 // An operand of a step: kExtent rows or columns by kDepth.
 template <typename T, int kExtent, bool kAcross>
-struct Operand : Share<T, kExtent, kDepth<T>, kAcross> {
+struct Operand {
   using Groups = Share<T, kExtent, kDepth<T>, kAcross>;
-  static constexpr int kSize = kExtent * kDepth<T>;
   static constexpr int kFixed = kAcross ? 1 : Groups::kGroups;
 
-  // What stays from step to step.
-  Along fixed[kFixed];
+  Along fixed[kFixed];  // what stays from step to step
 
   template <typename Source>
   __device__ SF_INLINE explicit Operand(const Source& from) {
@@ -182,40 +179,25 @@ struct Operand : Share<T, kExtent, kDepth<T>, kAcross> {
     for (int i = 0; i < kFixed; ++i) fixed[i] = from.first(Groups::first(i));
   }
 
-  // function(group, first, second) with where the thread's groups lie in a step from `begin` on.
-  template <typename Source, typename Function>
-  __device__ SF_INLINE void for_each_group(const Source& from, int begin, const Function& function) const {
-    if (!Groups::any()) return;
-    Along second;
-#pragma unroll
-    for (int i = 0; i < Groups::kGroups; ++i) {
-      if (kAcross || i == 0) second = from.second(begin + Groups::second(i));
-      function(i, fixed[kAcross ? 0 : i], second);
-    }
-  }
-  // function(element of the group, address or nullptr) for each element of a group, found one by one.
-  template <typename Source, typename Function>
-  static __device__ SF_INLINE void for_each_element(const Source& from, int begin, int group,
-                                                    const Function& function) {
-#pragma unroll 1
-    for (int j = 0; j < kWide<T>; ++j) {
-      const int e = Groups::first(group) + (kAcross ? j : 0), k = Groups::second(group) + (kAcross ? 0 : j);
-      function(j, e, k, from.at(from.first(e), from.second(begin + k)));
-    }
-  }
-
+  // Fills the thread's groups of a step from `begin` on along the depth.
   template <typename Source>
   __device__ SF_INLINE void fill(T* operand, const Source& from, int begin) const {
+    if (!Groups::any()) return;
     if (from.wide) {
-      for_each_group(from, begin, [&](int group, const Along& x, const Along& y) {
-        copy_async_16(operand + Groups::place(group), from.at(x, y));
-      });
-    } else if (Groups::any()) {
+      Along second;
+#pragma unroll
+      for (int i = 0; i < Groups::kGroups; ++i) {
+        if (kAcross || i == 0) second = from.second(begin + Groups::second(i));
+        copy_async_16(operand + Groups::place(i), from.at(fixed[kAcross ? 0 : i], second));
+      }
+    } else {
 #pragma unroll 1
-      for (int group = 0; group < Groups::kGroups; ++group)
-        for_each_element(from, begin, group, [&](int j, int, int, const T* element) {
-          operand[Groups::place(group) + j] = element != nullptr ? *element : T(accumulator_t<T>(0));
-        });
+      for (int i = 0; i < Groups::kGroups * kWide<T>; ++i) {
+        const int group = i / kWide<T>, j = i % kWide<T>;
+        const Along first = from.first(Groups::first(group) + (kAcross ? j : 0));
+        const T* element = from.at(first, from.second(begin + Groups::second(group) + (kAcross ? 0 : j)));
+        operand[Groups::place(group) + j] = element != nullptr ? *element : T(accumulator_t<T>(0));
+      }
     }
   }
 

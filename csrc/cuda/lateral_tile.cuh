@@ -77,22 +77,21 @@ inline bool is_even(const TensorView& v) { return v.size(3) == 1 || v.stride(3) 
 template <typename T>
 struct Frames {
   T* data;
-  int64_t n, c, t, h, w;
-  Divisor width;  // of a line of evenly spaced positions: of the whole frame, if it can be
+  int64_t n, c, t, w, gap;  // gap: what one line of positions is further from the next than w; mostly 0
+  Divisor width;
 
   explicit Frames(const TensorView& v)
       : data(v.as<T>()),
         n(v.stride(0)),
         c(v.stride(1)),
         t(v.stride(2)),
-        h(v.stride(3)),
         w(v.stride(4)),
-        width(is_even(v) ? v.size(3) * v.size(4) : v.size(4)) {}
+        gap(is_even(v) ? 0 : v.stride(3) - v.size(4) * v.stride(4)),
+        width(v.size(4)) {}
 
   // Of channel 0, from `data` on.
   SF_HOST_DEVICE SF_INLINE int64_t offset(int clip, int frame, int position) const {
-    const int y = width.quotient(position), x = position - y * static_cast<int>(width.value);
-    return clip * n + frame * t + y * h + x * w;
+    return clip * n + frame * t + position * w + width.quotient(position) * gap;
   }
   SF_HOST_DEVICE SF_INLINE T* at(const Rows::Place& row, int channel) const {
     return data + offset(row.n, row.t, row.position) + channel * c;
