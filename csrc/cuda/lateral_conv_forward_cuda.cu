@@ -143,12 +143,12 @@ __global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns
   // About a first mean that is nearly right, so that nothing cancels and the mean is exact to a part of the deviation.
   Acc* scratch = reinterpret_cast<Acc*>(shared);
   tile.product.sum_columns(scratch, [](Acc value, int, int) { return value; });  // rows past the last are zero
+  const Acc inverse = Acc(1) / static_cast<Acc>(count);
   Acc centre[Product::kN * 2];
 #pragma unroll
   for (int i = 0; i < Product::kN * 2; ++i)
-    centre[i] = Product::column_sum(scratch, Product::column(i / 2, i % 2)) / static_cast<Acc>(count);
-  const Acc my_centre =
-      threadIdx.x < kColumns ? Product::column_sum(scratch, threadIdx.x) / static_cast<Acc>(count) : Acc(0);
+    centre[i] = Product::column_sum(scratch, Product::column(i / 2, i % 2)) * inverse;
+  const Acc my_centre = threadIdx.x < kColumns ? Product::column_sum(scratch, threadIdx.x) * inverse : Acc(0);
   Acc* squares = scratch + Product::kRowParts * kColumns;
   __syncthreads();
   const auto difference = [&](Acc value, int row, int i) { return row < count ? value - centre[i] : Acc(0); };
