@@ -1,12 +1,12 @@
 // CUDA backward of the lateral convolution, in both forms of the op (see lateral_conv_concat.h).
 //
-// The gradient of the convolution's output is never stored: it is computed from what the forward kept, in shared
-// memory, when the operands of a matrix product have arrived there. Both gradients are such products
-// (lateral_product.cuh), and there are no atomics:
+// A first kernel computes the gradient of the convolution's output from what the forward kept; where that is the
+// gradient that came in, it is read as it is. The other gradients are matrix products (lateral_product.cuh) with it,
+// and there are no atomics:
 //
 //   fast:    the alpha Fast frames at a Slow frame t are read by a few Slow frames t + r. Rows are positions at t, the
 //            depth is (r, output channel), columns are (which of the alpha frames, Fast channel). Row o of the weight,
-//            [K][Cf] in memory, is the same for every r but for a shift by alpha Cf.
+//            [K][Cf] in memory, is the same for every r but for a shift by alpha Cf. `scale` is in the weight.
 //   weight:  a sum over all rows. Blocks take parts of them, a split that depends on the shapes only, and a second
 //            kernel adds the parts in their order. A depth of ones gives the sums of the gradient.
 
@@ -15,198 +15,158 @@
 namespace slowfast {
 namespace {
 
-constexpr int kStages = 2, kBlocksPerProcessor = 2;
 constexpr int64_t kSumColumns = 32768;  // of all blocks that the gradient of weight is split among, on any GPU
 
-int64_t padded(int64_t channels) { return (channels + 7) / 8 * 8; }
-
-// What the gradient of the convolution's output takes from each channel, rounded once: rows of padded(Co) in workspace.
-enum Coefficient { kScale, kCentre, kMultiply, kAdd, kCoefficients };
-
-template <typename Acc>
-struct Channels {
-  const Acc* scale;  // nullptr: without it
-  const double *mean, *grad_mean, *grad_var;
-  double count;
-  int channels, stride;
-};
-
-template <typename Acc>
-__global__ void lateral_conv_coefficients_kernel(const Channels<Acc> c, Acc* to) {
-  const int o = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (o >= c.stride) return;
-  const bool real = o < c.channels, centred = real && c.mean != nullptr;
-  // What rounding takes from the mean goes into the constant.
-  const Acc centre = centred ? static_cast<Acc>(c.mean[o]) : Acc(0);
-  const double multiply = centred ? 2 * c.grad_var[o] / c.count : 0;
-  const double add = centred ? c.grad_mean[o] / c.count + multiply * (centre - c.mean[o]) : 0;
-  to[kScale * c.stride + o] = real && c.scale != nullptr ? c.scale[o] : Acc(1);
-  to[kCentre * c.stride + o] = centre;
-  to[kMultiply * c.stride + o] = static_cast<Acc>(multiply);
-  to[kAdd * c.stride + o] = static_cast<Acc>(add);
-}
-
-// The gradient of the convolution's output. It is loaded as it came, next to what was kept, and completed in place.
+// The gradient of the convolution's output.
 template <typename T>
 struct ConvGradient {
   using Acc = accumulator_t<T>;
   Frames<const T> grad, kept;
-  const Acc* coefficients;
+  Frames<T> to;
+  const double *mean, *grad_mean, *grad_var;
+  double count;
   Rows rows;
-  int channels, stride;
-  bool scaled, has_kept, centred;  // kept is conv (training form), or the output behind the ReLU
+  int channels, channel_groups;
+  bool centred;  // kept is conv (training form), or the output behind the ReLU
   bool along_channels, wide;
 
-  ConvGradient(const LateralConvBackwardParams& p, const Acc* coefficients, bool scaled)
+  ConvGradient(const LateralConvBackwardParams& p, const TensorView& result)
       : grad(p.grad),
-        kept(p.conv.given()     ? p.conv
-             : p.output.given() ? p.output
-                                : p.grad),
-        coefficients(coefficients),
+        kept(p.conv.given() ? p.conv : p.output),
+        to(result),
+        mean(p.mean.as<const double>()),
+        grad_mean(p.grad_mean.as<const double>()),
+        grad_var(p.grad_var.as<const double>()),
+        count(static_cast<double>(p.grad.size(0) * p.grad.size(2) * p.grad.size(3) * p.grad.size(4))),
         rows(p.grad),
         channels(static_cast<int>(p.grad.size(1))),
-        stride(static_cast<int>(padded(channels))),
-        scaled(scaled && p.scale.given()),
-        has_kept(p.conv.given() || p.output.given()),
+        channel_groups((channels + kCopiedChannels - 1) / kCopiedChannels),
         centred(p.conv.given()),
         along_channels(is_channels_last_cuda(p.grad)),
         wide(can_widen(p.grad, along_channels) && can_widen(p.conv, along_channels) &&
-             can_widen(p.output, along_channels)) {}
+             can_widen(p.output, along_channels) && can_widen(result, along_channels)) {}
+  int64_t blocks() const { return rows.tiles() * channel_groups; }
 
-  // Completes the groups of an operand that the thread itself loaded; channel_of(first, second) of an element.
-  template <typename Operand, typename Source, typename ChannelOf>
-  __device__ SF_INLINE void finish(T* grads, const T* keeps, const Operand& operand, const Source& from, int begin,
-                                   const ChannelOf& channel_of) const {
-    if (!scaled && !has_kept) return;
-    if (wide) {
-      operand.for_each_group(from, begin, [&](int group, const Along& x, const Along& y) {
-        if (!from.has(x, y)) return;  // it is zero
-        const int channel = channel_of(Operand::first(group), begin + Operand::second(group));
-        constexpr int kAtOnce = 16 / sizeof(Acc);  // whose coefficients are loaded together
+  struct ByChannel {
+    Acc centre, multiply, add;
+  };
+  template <int kGroup, bool kAlongChannels>
+  __device__ void run(int64_t block, ByChannel* by_channel) const {
+    using Values = Group<T, kGroup>;
+    const auto tile = rows.first(block / channel_groups * kRows);
+    const int first = static_cast<int>(block % channel_groups) * kCopiedChannels;
+    const int o = first + static_cast<int>(threadIdx.x);
+    if (centred && threadIdx.x < kCopiedChannels && o < channels) {
+      // What rounding takes from the mean goes into the constant.
+      const Acc centre = static_cast<Acc>(mean[o]);
+      const double multiply = 2 * grad_var[o] / count;
+      const double add = grad_mean[o] / count + multiply * (centre - mean[o]);
+      by_channel[threadIdx.x] = {centre, static_cast<Acc>(multiply), static_cast<Acc>(add)};
+    }
+    __syncthreads();
+    for_each_batch<kGroup, kAlongChannels>(
+        rows, tile, first, channels, [&](const auto& places, const auto& of_channel, const auto& exist) {
+          Values values[kBatch], keeps[kBatch];
 #pragma unroll
-        for (int j = 0; j < kWide<T>; j += kAtOnce) {
-          const int at = Operand::Groups::place(group) + j;
-          if (along_channels)
-            complete<kAtOnce, kAtOnce>(grads + at, keeps + at, channel + j);
-          else
-            complete<kAtOnce, 1>(grads + at, keeps + at, channel);
-        }
-      });
-    } else if (Operand::any()) {
-#pragma unroll 1
-      for (int group = 0; group < Operand::kGroups; ++group)
-        Operand::for_each_element(from, begin, group, [&](int j, int first, int second, const T* element) {
-          const int at = Operand::Groups::place(group) + j;
-          if (element != nullptr) complete<1, 1>(grads + at, keeps + at, channel_of(first, begin + second));
+          for (int i = 0; i < kBatch; ++i) {
+            values[i] = *reinterpret_cast<const Values*>(grad.at(places[i], of_channel[i]));
+            keeps[i] = *reinterpret_cast<const Values*>(kept.at(places[i], of_channel[i]));
+          }
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) {
+#pragma unroll
+            for (int j = 0; j < kGroup; ++j) {
+              const Acc value = static_cast<Acc>(values[i].values[j]), keep = static_cast<Acc>(keeps[i].values[j]);
+              Acc result = keep <= 0 ? Acc(0) : value;
+              if (centred) {
+                const ByChannel& by = by_channel[of_channel[i] - first + (kAlongChannels ? j : 0)];
+                result = value + (by.add + by.multiply * (keep - by.centre));
+              }
+              values[i].values[j] = T(result);
+            }
+            if (exist[i]) *reinterpret_cast<Values*>(to.at(places[i], of_channel[i])) = values[i];
+          }
         });
-    }
-  }
-
- private:
-  // For kCount elements of kChannels adjacent channels, or of one.
-  template <int kCount, int kChannels>
-  __device__ SF_INLINE void complete(T* grads, const T* keeps, int channel) const {
-    using Values = Group<T, kCount>;
-    Values values = *reinterpret_cast<Values*>(grads), others;
-    if (has_kept) others = *reinterpret_cast<const Values*>(keeps);
-    const auto row = [&](Coefficient i) {
-      return *reinterpret_cast<const Group<Acc, kChannels>*>(coefficients + i * stride + channel);
-    };
-    Acc results[kCount];
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) results[j] = static_cast<Acc>(values.values[j]);
-    if (centred) {
-      const auto centre = row(kCentre), multiply = row(kMultiply), add = row(kAdd);
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        const int c = j % kChannels;
-        results[j] += add.values[c] + multiply.values[c] * (static_cast<Acc>(others.values[j]) - centre.values[c]);
-      }
-    } else if (has_kept) {
-#pragma unroll
-      for (int j = 0; j < kCount; ++j)
-        if (static_cast<Acc>(others.values[j]) <= 0) results[j] = 0;
-    }
-    if (scaled) {
-      const auto scale = row(kScale);
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) results[j] *= scale.values[j % kChannels];
-    }
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) values.values[j] = T(results[j]);
-    *reinterpret_cast<Values*>(grads) = values;
   }
 };
 
 template <typename T>
+__global__ void __launch_bounds__(kTileThreads, 3) lateral_conv_gradient_kernel(const ConvGradient<T> gradient) {
+  SF_DYNAMIC_SHARED(typename ConvGradient<T>::ByChannel, by_channel);
+  with_flag(gradient.along_channels, [&](auto along) {
+    gradient.wide ? gradient.template run<kWide<T>, along>(blockIdx.x, by_channel)
+                  : gradient.template run<1, along>(blockIdx.x, by_channel);
+  });
+}
+
+// The weight times `scale`, by output channel.
+template <typename T>
+__global__ void __launch_bounds__(kTileThreads)
+    lateral_conv_scaled_weight_kernel(const T* weight, const accumulator_t<T>* scale, int depth, int64_t count, T* to) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kTileThreads + threadIdx.x;
+  if (i < count) to[i] = T(static_cast<accumulator_t<T>>(weight[i]) * scale[i / depth]);
+}
+
+template <typename T>
 struct Backward {
-  ConvGradient<T> gradient;
-  Frames<const T> fast;
+  Frames<const T> gradient, fast;
   Frames<T> grad_fast;
   const T* weight;  // [Co][K][Cf]
+  Rows rows;
   Divisor fast_channels, channels;
   int taps, alpha, slow_frames, depth;
-  bool fast_across, wide_fast, wide_weight;
+  bool across, wide, fast_across, wide_fast, wide_weight;
 
-  Backward(const LateralConvBackwardParams& p, const accumulator_t<T>* coefficients, bool scaled,
-           const TensorView& frames)
-      : gradient(p, coefficients, scaled),
+  // `frames` is fast or its gradient.
+  Backward(const LateralConvBackwardParams& p, const TensorView& gradient, const TensorView& frames, const T* weight)
+      : gradient(gradient),
         fast(p.fast),
-        grad_fast(p.grad_fast.given() ? p.grad_fast : p.fast),
-        weight(p.weight.as<const T>()),
+        grad_fast(frames),
+        weight(weight),
+        rows(p.grad),
         fast_channels(p.weight.size(1)),
         channels(p.weight.size(0)),
         taps(static_cast<int>(p.weight.size(2))),
         alpha(static_cast<int>(p.alpha)),
         slow_frames(static_cast<int>(p.grad.size(2))),
         depth(static_cast<int>(p.weight.size(1)) * taps),
+        across(!is_channels_last_cuda(gradient)),
+        wide(can_widen(gradient, !across)),
         fast_across(!is_channels_last_cuda(frames)),
         wide_fast(can_widen(frames, !fast_across)),
-        wide_weight(p.weight.size(1) % kWide<T> == 0 && reinterpret_cast<uintptr_t>(p.weight.data) % 16 == 0) {}
+        wide_weight(p.weight.size(1) % kWide<T> == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0) {}
 
   // Columns of the gradient of fast, and where the first of them are in a row of the weight, for readers t + r.
   SF_HOST_DEVICE int columns() const { return alpha * static_cast<int>(fast_channels.value); }
   SF_HOST_DEVICE int shift(int r) const { return (taps / 2 - alpha * r) * static_cast<int>(fast_channels.value); }
 };
 
-template <typename T, int kColumns>
-struct FastBackward {
-  using Product = TileProduct<T, kColumns>;
-  static constexpr int kKept = Product::kSizeA + Product::kSizeB, kStageSize = kKept + Product::kSizeA;
-  static constexpr size_t kSharedBytes = shared_bytes<T, kColumns>(kStages, kStageSize);
-};
-
 // Adjacent blocks share rows.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
+__global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns))
     lateral_conv_fast_backward_kernel(const Backward<T> b, int column_groups) {
-  using Product = TileProduct<T, kColumns>;
-  using Sizes = FastBackward<T, kColumns>;
   SF_DYNAMIC_SHARED(T, shared);
-  const Rows& rows = b.gradient.rows;
-  const auto first = rows.first(static_cast<int64_t>(blockIdx.x / column_groups) * kRows);
-  const int first_column = static_cast<int>(blockIdx.x % column_groups) * kColumns, channels = b.gradient.channels;
+  const auto first = b.rows.first(static_cast<int64_t>(blockIdx.x / column_groups) * kRows);
+  const int first_column = static_cast<int>(blockIdx.x % column_groups) * kColumns;
+  const int channels = static_cast<int>(b.channels.value);
   // The readers of these columns: [first_reader, end_reader).
   int first_reader = -(b.taps / b.alpha), end_reader;
   while (first_column + b.shift(first_reader) >= b.depth) ++first_reader;
   for (end_reader = first_reader; first_column + kColumns + b.shift(end_reader) > 0;) ++end_reader;
   const int depth = (end_reader - first_reader) * channels;
 
-  const auto gradient = [&](const Frames<const T>& from) {
-    return matrix(
-        from.data, b.slow_frames, b.gradient.wide,
-        [&](int row) {
-          if (row >= first.left) return kNowhere;
-          const auto place = rows.at(first, row);
-          return Along{from.offset(place.n, place.t, place.position), place.t};
-        },
-        [&](int k) {
-          const int i = b.channels.quotient(k), r = first_reader + i;
-          return k < depth ? Along{r * from.t + (k - i * channels) * from.c, r} : kNowhere;
-        });
-  };
-  const auto grads = gradient(b.gradient.grad), keeps = gradient(b.gradient.kept);
-  const auto weights = matrix(
+  const auto gradient = matrix(
+      b.gradient.data, b.slow_frames, b.wide,
+      [&](int row) {
+        if (row >= first.left) return kNowhere;
+        const auto place = b.rows.at(first, row);
+        return Along{b.gradient.offset(place.n, place.t, place.position), place.t};
+      },
+      [&](int k) {
+        const int i = b.channels.quotient(k), r = first_reader + i;
+        return k < depth ? Along{r * b.gradient.t + (k - i * channels) * b.gradient.c, r} : kNowhere;
+      });
+  const auto weight = matrix(
       b.weight, b.depth, b.wide_weight,
       [&](int column) {
         const int at = first_column + column;
@@ -216,29 +176,11 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
         const int i = b.channels.quotient(k), shift = b.shift(first_reader + i);
         return k < depth ? Along{int64_t{k - i * channels} * b.depth + shift, shift} : kNowhere;
       });
-  const auto channel_of = [&](int, int k) { return k - b.channels.quotient(k) * channels; };
-
-  Product product;
-  const typename Product::template B<true> weight_columns(weights);
-  with_flag(!b.gradient.along_channels, [&](auto across) {
-    const typename Product::template A<across> grad_rows(grads), kept_rows(keeps);
-    product.template run<kStages, Sizes::kStageSize, across, true>(
-        shared, (depth + kDepth<T> - 1) / kDepth<T>,
-        [&](T* stage, int begin) {
-          grad_rows.fill(stage, grads, begin);
-          if (b.gradient.has_kept) kept_rows.fill(stage + Sizes::kKept, keeps, begin);
-          weight_columns.fill(stage + Product::kSizeA, weights, begin);
-        },
-        [&](T* stage, int begin) {
-          b.gradient.finish(stage, stage + Sizes::kKept, grad_rows, grads, begin, channel_of);
-        });
-  });
-
   const auto to = matrix(
       b.grad_fast.data, 1, b.wide_fast,
       [&](int row) {
         if (row >= first.left) return kNowhere;
-        const auto place = rows.at(first, row);
+        const auto place = b.rows.at(first, row);
         return Along{b.grad_fast.offset(place.n, place.t * b.alpha, place.position), 0};
       },
       [&](int column) {
@@ -246,6 +188,9 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
         const int channel = at - frame * static_cast<int>(b.fast_channels.value);
         return at < b.columns() ? Along{frame * b.grad_fast.t + channel * b.grad_fast.c, 0} : kNowhere;
       });
+  TileProduct<T, kColumns> product;
+  with_flag(b.across,
+            [&](auto across) { product.template run<across, true>(shared, depth, gradient, weight, [](T*) {}); });
   with_flag(b.fast_across, [&](auto across) { product.template store<across>(shared, to); });
 }
 
@@ -267,26 +212,18 @@ struct WeightSplit {
   int64_t blocks() const { return parts * depth_groups * channel_groups; }
 };
 
-template <typename T, int kColumns>
-struct WeightBackward {
-  using Product = TileProduct<T, kColumns>;
-  static constexpr int kKept = Product::kSizeA + Product::kSizeB, kStageSize = kKept + Product::kSizeB;
-  static constexpr size_t kSharedBytes = sizeof(T) * kStages * kStageSize;
-};
-
 // partials [part][depth][Co]: a part's gradient of weight, without the factor `scale`, and of shift.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
+__global__ void __launch_bounds__(kTileThreads, 2)
     lateral_conv_weight_backward_kernel(const Backward<T> b, const WeightSplit split, accumulator_t<T>* partials) {
   using Acc = accumulator_t<T>;
   using Product = TileProduct<T, kColumns>;
-  using Sizes = WeightBackward<T, kColumns>;
   SF_DYNAMIC_SHARED(T, shared);
-  const Rows& rows = b.gradient.rows;
-  const int group = static_cast<int>(blockIdx.x % (split.depth_groups * split.channel_groups));
-  const int64_t part = blockIdx.x / (split.depth_groups * split.channel_groups);
+  const int groups = split.depth_groups * split.channel_groups, group = static_cast<int>(blockIdx.x % groups);
+  const int64_t part = blockIdx.x / groups;
   const int first_depth = group / split.channel_groups * kRows, first_channel = group % split.channel_groups * kColumns;
-  const auto first = rows.first(part * split.rows_per_part);
+  const int channels = static_cast<int>(b.channels.value);
+  const auto first = b.rows.first(part * split.rows_per_part);
   const int count = static_cast<int>(first.left < split.rows_per_part ? first.left : split.rows_per_part);
 
   const auto frames = matrix(
@@ -298,55 +235,41 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksPerProcessor)
       },
       [&](int row) {
         if (row >= count) return kNowhere;
-        const auto place = rows.at(first, row);
+        const auto place = b.rows.at(first, row);
         const int frame = place.t * b.alpha;
         return Along{b.fast.offset(place.n, frame, place.position), frame};
       });
-  const auto gradient = [&](const Frames<const T>& from) {
-    return matrix(
-        from.data, 1, b.gradient.wide,
-        [&](int column) {
-          const int channel = first_channel + column;
-          return channel < b.gradient.channels ? Along{channel * from.c, 0} : kNowhere;
-        },
-        [&](int row) {
-          if (row >= count) return kNowhere;
-          const auto place = rows.at(first, row);
-          return Along{from.offset(place.n, place.t, place.position), 0};
-        });
-  };
-  const auto grads = gradient(b.gradient.grad), keeps = gradient(b.gradient.kept);
-  const auto channel_of = [&](int column, int) { return first_channel + column; };
+  const auto gradient = matrix(
+      b.gradient.data, 1, b.wide,
+      [&](int column) {
+        const int channel = first_channel + column;
+        return channel < channels ? Along{channel * b.gradient.c, 0} : kNowhere;
+      },
+      [&](int row) {
+        if (row >= count) return kNowhere;
+        const auto place = b.rows.at(first, row);
+        return Along{b.gradient.offset(place.n, place.t, place.position), 0};
+      });
 
   Product product;
-  const auto run = [&](auto fast_across, auto across) {
-    using A = typename Product::template A<fast_across>;
-    const A fast_rows(frames);
-    const typename Product::template B<across> grad_columns(grads), kept_columns(keeps);
-    product.template run<kStages, Sizes::kStageSize, fast_across, across>(
-        shared, (count + kDepth<T> - 1) / kDepth<T>,
-        [&](T* stage, int begin) {
-          fast_rows.fill(stage, frames, begin);
-          grad_columns.fill(stage + Product::kSizeA, grads, begin);
-          if (b.gradient.has_kept) kept_columns.fill(stage + Sizes::kKept, keeps, begin);
-        },
-        [&](T* stage, int begin) {
-          if (first_depth + kRows > b.depth && split.depth > b.depth)  // the ones
-#pragma unroll 1
-            for (int i = 0; i < A::kGroups * kWide<T>; ++i) {
-              const int group = i / kWide<T>, j = i % kWide<T>;
-              if (first_depth + A::first(group) + (fast_across ? j : 0) == b.depth)
-                stage[A::Groups::place(group) + j] = T(Acc(1));
-            }
-          b.gradient.finish(stage + Product::kSizeA, stage + Sizes::kKept, grad_columns, grads, begin, channel_of);
-        });
-  };
   with_flag(!b.fast_across, [&](auto fast_across) {
-    with_flag(b.gradient.along_channels, [&](auto across) { run(fast_across, across); });
+    using Groups = typename Product::template A<fast_across>::Groups;
+    const auto add_ones = [&](T* stage) {
+      if (first_depth + kRows <= b.depth || split.depth == b.depth) return;
+#pragma unroll 1
+      for (int i = 0; i < Groups::kGroups * kWide<T>; ++i) {
+        const int at = i / kWide<T>, j = i % kWide<T>;
+        if (first_depth + Groups::first(at) + (fast_across ? j : 0) == b.depth)
+          stage[Groups::place(at) + j] = T(Acc(1));
+      }
+    };
+    with_flag(!b.across, [&](auto across) {
+      product.template run<fast_across, across>(shared, count, frames, gradient, add_ones);
+    });
   });
   product.for_each([&](Acc sum, int row, int column) {
     const int d = first_depth + row, o = first_channel + column;
-    if (d < split.depth && o < b.gradient.channels) partials[(part * split.depth + d) * b.gradient.channels + o] = sum;
+    if (d < split.depth && o < channels) partials[(part * split.depth + d) * channels + o] = sum;
   });
 }
 
@@ -375,7 +298,7 @@ __global__ void __launch_bounds__(kTileThreads) lateral_conv_weight_backward_joi
   const int64_t element = static_cast<int64_t>(blockIdx.x) * lanes + lane;
   Acc sum = 0;
   if (element < all)
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t part = share; part < j.parts; part += j.shares) sum += j.partials[part * all + element];
   scratch[threadIdx.x] = sum;
   __syncthreads();
@@ -406,56 +329,88 @@ __global__ void __launch_bounds__(kTileThreads) lateral_conv_scale_backward_kern
   if (threadIdx.x == 0) j.grad_scale[o] = product;
 }
 
+// What the kernels keep from one to the next; in bytes from the workspace's beginning, which torch aligns.
+struct Workspace {
+  TensorView gradient;  // of the convolution's output: the one that came in, or in the workspace
+  bool computes_gradient;
+  int64_t weight = 0, partials = 0, size = 0;
+
+  Workspace(const LateralConvBackwardParams& p, void* begin)
+      : gradient(p.grad), computes_gradient(p.conv.given() || p.output.given()) {
+    const int64_t element = size_of(p.grad.dtype), wide = p.grad.dtype == DType::kFloat64 ? 8 : 4;
+    const auto take = [&](int64_t bytes) {
+      const int64_t from = size;
+      size += (bytes + 15) / 16 * 16;
+      return from;
+    };
+    if (computes_gradient) {
+      gradient.data = static_cast<char*>(begin) + take(p.grad.numel() * element);
+      const int64_t channels = p.grad.size(1);
+      const bool along_channels = is_channels_last_cuda(p.grad);
+      int64_t stride = along_channels ? channels : 1;
+      for (int dim = 4; dim > 1; --dim) gradient.strides[dim] = stride, stride *= gradient.sizes[dim];
+      gradient.strides[1] = along_channels ? 1 : stride;
+      gradient.strides[0] = along_channels ? stride : stride * channels;
+    }
+    if (p.scale.given() && p.grad_fast.given()) weight = take(p.weight.numel() * element);
+    if (p.grad_weight.given())
+      dispatch_floating_cuda(p.grad.dtype, "lateral_conv_backward", [&](auto tag) {
+        with_columns<typename decltype(tag)::type>(p.weight.size(0), [&](auto columns) {
+          const WeightSplit split(p, columns);
+          partials = take(split.parts * split.depth * p.weight.size(0) * wide);
+        });
+      });
+  }
+};
+
 }  // namespace
 
 int64_t lateral_conv_backward_workspace_cuda(const LateralConvBackwardParams& p) {
-  int64_t size = kCoefficients * padded(p.weight.size(0));
-  if (p.grad_weight.given())
-    dispatch_floating_cuda(p.grad.dtype, "lateral_conv_backward", [&](auto tag) {
-      with_columns<typename decltype(tag)::type>(p.weight.size(0), [&](auto columns) {
-        const WeightSplit split(p, columns);
-        size += split.parts * split.depth * p.weight.size(0);
-      });
-    });
-  return size;
+  return Workspace(p, nullptr).size / (p.grad.dtype == DType::kFloat64 ? 8 : 4);
 }
 
 void lateral_conv_backward_cuda(const LateralConvBackwardParams& p, void* workspace, int device, void* stream) {
   const DeviceGuard guard(device);
+  const Workspace places(p, workspace);
   dispatch_floating_cuda(p.grad.dtype, "lateral_conv_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using Acc = accumulator_t<T>;
     const int64_t channels = p.weight.size(0);
-    Acc* coefficients = static_cast<Acc*>(workspace);
-    const int64_t rows = Rows(p.grad).count;
-    if (rows > 0 && (p.conv.given() || p.scale.given())) {
-      const Channels<Acc> values{p.scale.as<const Acc>(),           p.mean.as<const double>(),
-                                 p.grad_mean.as<const double>(),    p.grad_var.as<const double>(),
-                                 static_cast<double>(rows),         static_cast<int>(channels),
-                                 static_cast<int>(padded(channels))};
-      SF_LAUNCH(lateral_conv_coefficients_kernel<Acc>, grid_of((padded(channels) + 31) / 32), dim3(32), 0, stream,
-                values, coefficients);
+    const auto at = [&](int64_t offset) { return static_cast<char*>(workspace) + offset; };
+    if (places.computes_gradient && p.grad.numel() > 0) {
+      const ConvGradient<T> gradient(p, places.gradient);
+      SF_LAUNCH(lateral_conv_gradient_kernel<T>, grid_of(gradient.blocks()), dim3(kTileThreads),
+                kCopiedChannels * sizeof(typename ConvGradient<T>::ByChannel), stream, gradient);
     }
     if (p.grad_fast.given() && p.grad_fast.numel() > 0) {
-      const Backward<T> b(p, coefficients, true, p.grad_fast);
+      const T* weight = p.weight.as<const T>();
+      if (p.scale.given()) {
+        T* scaled = reinterpret_cast<T*>(at(places.weight));
+        const int64_t count = p.weight.numel();
+        SF_LAUNCH(lateral_conv_scaled_weight_kernel<T>, grid_of((count + kTileThreads - 1) / kTileThreads),
+                  dim3(kTileThreads), 0, stream, weight, p.scale.as<const Acc>(), static_cast<int>(count / channels),
+                  count, scaled);
+        weight = scaled;
+      }
+      const Backward<T> b(p, places.gradient, p.grad_fast, weight);
       with_columns<T>(b.columns(), [&](auto columns) {
         constexpr int kColumns = columns;
         const int groups = (b.columns() + kColumns - 1) / kColumns;
-        SF_LAUNCH((lateral_conv_fast_backward_kernel<T, kColumns>), grid_of(b.gradient.rows.tiles() * groups),
-                  dim3(kTileThreads), (FastBackward<T, kColumns>::kSharedBytes), stream, b, groups);
+        SF_LAUNCH((lateral_conv_fast_backward_kernel<T, kColumns>), grid_of(b.rows.tiles() * groups),
+                  dim3(kTileThreads), (TileProduct<T, kColumns>::kSharedBytes), stream, b, groups);
       });
     }
     if (!p.grad_weight.given()) return;
-    Acc* partials = coefficients + kCoefficients * padded(channels);
-    const Backward<T> b(p, coefficients, false, p.fast);
+    Acc* partials = reinterpret_cast<Acc*>(at(places.partials));
+    const Backward<T> b(p, places.gradient, p.fast, p.weight.as<const T>());
     with_columns<T>(channels, [&](auto columns) {
       constexpr int kColumns = columns;
       const WeightSplit split(p, kColumns);
       if (split.parts > 0)
         SF_LAUNCH((lateral_conv_weight_backward_kernel<T, kColumns>), grid_of(split.blocks()), dim3(kTileThreads),
-                  (WeightBackward<T, kColumns>::kSharedBytes), stream, b, split, partials);
+                  (TileProduct<T, kColumns>::kSharedBytes), stream, b, split, partials);
       int shares = 1;
-      while (shares < 32 && shares * 4 < split.parts) shares *= 2;
+      while (shares < 32 && shares * 8 < split.parts) shares *= 2;
       const JoinWeight<T> join{partials,
                                split.parts,
                                shares,

@@ -12,8 +12,6 @@
 namespace slowfast {
 namespace {
 
-constexpr int kStages = 3;
-
 template <typename T>
 struct Convolution {
   using Acc = accumulator_t<T>;
@@ -50,8 +48,6 @@ struct Convolution {
 template <typename T, int kColumns>
 struct ConvolvedTile {
   using Product = TileProduct<T, kColumns>;
-  static constexpr int kStageSize = Product::kSizeA + Product::kSizeB;
-  static constexpr size_t kSharedBytes = shared_bytes<T, kColumns>(kStages, kStageSize);
 
   const Convolution<T>& conv;
   int64_t index;
@@ -84,15 +80,8 @@ struct ConvolvedTile {
           return channel < conv.channels ? Along{channel * conv.depth, 0} : kNowhere;
         },
         [&](int d) { return d < conv.depth ? Along{d, 0} : kNowhere; });
-    const typename Product::template B<false> b(weights);
-    const int steps = (conv.depth + kDepth<T> - 1) / kDepth<T>;
     with_flag(conv.across, [&](auto across) {
-      const typename Product::template A<across> a(frames);
-      const auto load = [&](T* stage, int begin) {
-        a.fill(stage, frames, begin);
-        b.fill(stage + Product::kSizeA, weights, begin);
-      };
-      product.template run<kStages, kStageSize, across, false>(shared, steps, load, [](T*, int) {});
+      product.template run<across, false>(shared, conv.depth, frames, weights, [](T*) {});
     });
   }
 
@@ -122,7 +111,7 @@ struct Epilogue {
 // Blocks that convolve alternate with ones that copy, as long as there are both: the former wait for the tensor cores
 // while the latter wait for memory.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, blocks_per_processor(kColumns))
+__global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns))
     lateral_conv_concat_forward_kernel(const Convolution<T> conv, const Epilogue<accumulator_t<T>> epilogue,
                                        const SlowCopy<T> slow, unsigned convolving, unsigned copying) {
   using Acc = accumulator_t<T>;
@@ -144,7 +133,7 @@ __global__ void __launch_bounds__(kTileThreads, blocks_per_processor(kColumns))
 
 // partials [2][Co][tiles]: mean and sum of squared deviations of each tile.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, blocks_per_processor(kColumns))
+__global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns))
     lateral_conv_statistics_forward_kernel(const Convolution<T> conv, double* partials) {
   using Acc = accumulator_t<T>;
   using Product = TileProduct<T, kColumns>;
@@ -154,12 +143,12 @@ __global__ void __launch_bounds__(kTileThreads, blocks_per_processor(kColumns))
   // About a first mean that is nearly right, so that nothing cancels and the mean is exact to a part of the deviation.
   Acc* scratch = reinterpret_cast<Acc*>(shared);
   tile.product.sum_columns(scratch, [](Acc value, int, int) { return value; });  // rows past the last are zero
+  const Acc inverse = Acc(1) / static_cast<Acc>(count);
   Acc centre[Product::kN * 2];
 #pragma unroll
   for (int i = 0; i < Product::kN * 2; ++i)
-    centre[i] = Product::column_sum(scratch, Product::column(i / 2, i % 2)) / static_cast<Acc>(count);
-  const Acc my_centre =
-      threadIdx.x < kColumns ? Product::column_sum(scratch, threadIdx.x) / static_cast<Acc>(count) : Acc(0);
+    centre[i] = Product::column_sum(scratch, Product::column(i / 2, i % 2)) * inverse;
+  const Acc my_centre = threadIdx.x < kColumns ? Product::column_sum(scratch, threadIdx.x) * inverse : Acc(0);
   Acc* squares = scratch + Product::kRowParts * kColumns;
   __syncthreads();
   const auto difference = [&](Acc value, int row, int i) { return row < count ? value - centre[i] : Acc(0); };
@@ -219,7 +208,7 @@ void lateral_conv_concat_forward_cuda(const LateralConvConcatParams& p, int devi
       constexpr int kColumns = columns;
       const int64_t convolving = conv.blocks(kColumns), copying = slow.blocks();
       SF_LAUNCH((lateral_conv_concat_forward_kernel<T, kColumns>), grid_of(convolving + copying), dim3(kTileThreads),
-                (ConvolvedTile<T, kColumns>::kSharedBytes), stream, conv, epilogue, slow,
+                (TileProduct<T, kColumns>::kSharedBytes), stream, conv, epilogue, slow,
                 static_cast<unsigned>(convolving), static_cast<unsigned>(copying));
     });
   });
@@ -240,7 +229,7 @@ void lateral_conv_statistics_cuda(const LateralConvStatisticsParams& p, void* wo
       with_columns<T>(conv.channels, [&](auto columns) {
         constexpr int kColumns = columns;
         SF_LAUNCH((lateral_conv_statistics_forward_kernel<T, kColumns>), grid_of(conv.blocks(kColumns)),
-                  dim3(kTileThreads), (ConvolvedTile<T, kColumns>::kSharedBytes), stream, conv, partials);
+                  dim3(kTileThreads), (TileProduct<T, kColumns>::kSharedBytes), stream, conv, partials);
       });
     });
   SF_LAUNCH(lateral_conv_statistics_join_kernel, grid_of(p.weight.size(0)), dim3(kTileThreads),

@@ -59,7 +59,7 @@ struct Normalisation {
         wide(can_widen(p.conv, along_channels) && can_widen(to, along_channels)) {}
   int64_t blocks() const { return rows.tiles() * channel_groups; }
 
-  template <int kGroup>
+  template <int kGroup, bool kAlongChannels>
   __device__ void run(int64_t block, Acc (*affine)[2]) const {
     using Values = Group<T, kGroup>;
     const auto tile = rows.first(block / channel_groups * kRows);
@@ -69,40 +69,33 @@ struct Normalisation {
       affine[threadIdx.x][0] = a.scale, affine[threadIdx.x][1] = a.shift;
     }
     __syncthreads();
-    for_each_batch<kGroup>(along_channels, [&](const auto& row, const auto& channel) {
-      constexpr int kBatch = sizeof(row) / sizeof(row[0]);
-      Values values[kBatch];
-      T* to[kBatch];
+    for_each_batch<kGroup, kAlongChannels>(
+        rows, tile, first, channels, [&](const auto& places, const auto& of_channel, const auto& exist) {
+          Values values[kBatch];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        to[i] = nullptr;
-        const int c = first + channel[i];
-        if (c >= channels || row[i] >= tile.left) continue;
-        const auto place = rows.at(tile, row[i]);
-        to[i] = output.at(place, c);
-        values[i] = *reinterpret_cast<const Values*>(conv.at(place, c));
-      }
+          for (int i = 0; i < kBatch; ++i)
+            values[i] = *reinterpret_cast<const Values*>(conv.at(places[i], of_channel[i]));
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (to[i] == nullptr) continue;
+          for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
-        for (int j = 0; j < kGroup; ++j) {
-          const Acc* by_channel = affine[channel[i] + (along_channels ? j : 0)];
-          const Acc x = static_cast<Acc>(values[i].values[j]) * by_channel[0] + by_channel[1];
-          values[i].values[j] = T(norm.relu && x < 0 ? Acc(0) : x);  // a NaN stays
-        }
-        *reinterpret_cast<Values*>(to[i]) = values[i];
-      }
-    });
+            for (int j = 0; j < kGroup; ++j) {
+              const Acc* by_channel = affine[of_channel[i] - first + (kAlongChannels ? j : 0)];
+              const Acc x = static_cast<Acc>(values[i].values[j]) * by_channel[0] + by_channel[1];
+              values[i].values[j] = T(norm.relu && x < 0 ? Acc(0) : x);  // a NaN stays
+            }
+            if (exist[i]) *reinterpret_cast<Values*>(output.at(places[i], of_channel[i])) = values[i];
+          }
+        });
   }
   __device__ void operator()(int64_t block, Acc (*affine)[2]) const {
-    wide ? run<kWide<T>>(block, affine) : run<1>(block, affine);
+    with_flag(along_channels,
+              [&](auto along) { wide ? run<kWide<T>, along>(block, affine) : run<1, along>(block, affine); });
   }
 };
 
 // The first blocks make the lateral channels, the others copy the Slow ones.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 4)
+__global__ void __launch_bounds__(kTileThreads, 3)
     lateral_norm_concat_forward_kernel(const Normalisation<T> lateral, const SlowCopy<T> slow, int64_t normalising) {
   SF_DYNAMIC_SHARED(accumulator_t<T>, shared);
   const int64_t block = blockIdx.x;
@@ -138,8 +131,10 @@ struct NormBackward {
       while (lanes > 1 && lanes / 2 * group >= channels) lanes /= 2;
     per_block = along_channels ? lanes * group : kTileThreads / lanes;
     channel_groups = (channels + per_block - 1) / per_block;
-    const int64_t wanted = channel_groups < kSumBlocks ? kSumBlocks / channel_groups : 1, tiles = rows.tiles();
-    rows_per_part = (tiles + wanted - 1) / wanted * kRows;
+    const int64_t wanted = channel_groups < kSumBlocks ? kSumBlocks / channel_groups : 1;
+    const int64_t least = along_channels ? kBatch * kTileThreads / lanes : 512,
+                  multiples = (rows.count + least - 1) / least;
+    rows_per_part = (multiples + wanted - 1) / wanted * least;
     parts = rows.count > 0 ? (rows.count + rows_per_part - 1) / rows_per_part : 0;
   }
   // Three values a channel at first, then two for each warp and each of its channels.
@@ -156,7 +151,7 @@ template <typename T, int kGroup, bool kAlongChannels>
 __device__ SF_INLINE void norm_backward(const NormBackward<T>& b, double* partials, double* scratch) {
   using Acc = accumulator_t<T>;
   using Values = Group<T, kGroup>;
-  constexpr int kMine = kAlongChannels ? kGroup : 1, kBatch = 4;  // channels of a thread; rows at a time
+  constexpr int kMine = kAlongChannels ? kGroup : 1;  // channels of a thread
   const int64_t part = blockIdx.x / b.channel_groups;
   const int first_channel = static_cast<int>(blockIdx.x % b.channel_groups) * b.per_block;
   const int lane = threadIdx.x % b.lanes, line = threadIdx.x / b.lanes, lines = kTileThreads / b.lanes;
@@ -182,20 +177,17 @@ __device__ SF_INLINE void norm_backward(const NormBackward<T>& b, double* partia
   if (channel < b.channels)
     for (int first = kAlongChannels ? line : lane * kGroup; first < count; first += kBatch * step) {
       Values x[kBatch], gradient[kBatch];
-      T* to[kBatch];
+      Rows::Place places[kBatch];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        to[i] = nullptr;
-        if (first + i * step >= count) continue;
-        const auto place = b.rows.at(tile, first + i * step);
-        x[i] = *reinterpret_cast<const Values*>(b.conv.at(place, channel));
-        gradient[i] = *reinterpret_cast<const Values*>(b.grad.at(place, channel));
-        to[i] = b.grad_conv.at(place, channel);
+      for (int i = 0; i < kBatch; ++i) {  // rows past the last repeat the first one
+        places[i] = b.rows.at(tile, first + i * step < count ? first + i * step : first);
+        x[i] = *reinterpret_cast<const Values*>(b.conv.at(places[i], channel));
+        gradient[i] = *reinterpret_cast<const Values*>(b.grad.at(places[i], channel));
       }
       Acc sum[kMine] = {}, product[kMine] = {};
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (to[i] == nullptr) continue;
+        if (first + i * step >= count) continue;
         Values result;
 #pragma unroll
         for (int j = 0; j < kGroup; ++j) {
@@ -208,7 +200,7 @@ __device__ SF_INLINE void norm_backward(const NormBackward<T>& b, double* partia
           sum[c] += g;
           product[c] += g * (value - centre[c]);
         }
-        *reinterpret_cast<Values*>(to[i]) = result;
+        *reinterpret_cast<Values*>(b.grad_conv.at(places[i], channel)) = result;
       }
 #pragma unroll
       for (int j = 0; j < kMine; ++j) sums[j] += sum[j], products[j] += product[j];

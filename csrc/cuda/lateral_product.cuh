@@ -8,8 +8,6 @@
 // all others use multiply-adds; either way a thread owns the same elements of the product.
 #pragma once
 
-#include <type_traits>
-
 #include "lateral_tile.cuh"
 
 namespace slowfast {
@@ -35,12 +33,11 @@ void with_columns(int64_t columns, const Function& function) {
     if (columns > 32) return function(std::integral_constant<int, 64>{});
   function(std::integral_constant<int, 32>{});
 }
-// function(std::true_type or std::false_type): a loop of its own for each layout, so that none pays for the others.
-template <typename Function>
-__device__ SF_INLINE void with_flag(bool flag, const Function& function) {
-  flag ? function(std::true_type{}) : function(std::false_type{});
+// As many as leave a thread the registers it needs: without tensor cores, or in double, more.
+template <typename T>
+constexpr int blocks_per_processor(int columns) {
+  return columns >= 128 ? (kHasMma ? 2 : 1) : sizeof(T) == 8 ? 2 : 3;
 }
-constexpr int blocks_per_processor(int columns) { return columns >= 128 ? 2 : 3; }
 
 // ---- instructions, and what stands in for them where they do not exist
 
@@ -136,15 +133,14 @@ template <typename T, typename First, typename Second>
 struct Matrix {
   T* data;
   int limit;
-  bool wide;  // groups of 16 bytes, in lines of shared memory, are adjacent and aligned in memory
+  bool wide;      // groups of 16 bytes, in lines of shared memory, are adjacent and aligned in memory
   First first;    // of a row or column: Along
   Second second;  // of an index of the depth, or a column of a result
 
-  __device__ SF_INLINE bool has(const Along& x, const Along& y) const {
-    return static_cast<unsigned>(x.index + y.index) < static_cast<unsigned>(limit);
-  }
+  // The address of an element, or nullptr.
   __device__ SF_INLINE T* at(const Along& x, const Along& y) const {
-    return has(x, y) ? data + (x.offset + y.offset) : nullptr;
+    const bool exists = static_cast<unsigned>(x.index + y.index) < static_cast<unsigned>(limit);
+    return exists ? data + (x.offset + y.offset) : nullptr;
   }
 };
 template <typename T, typename First, typename Second>
@@ -171,13 +167,11 @@ struct Share {
 
 // An operand of a step: kExtent rows or columns by kDepth.
 template <typename T, int kExtent, bool kAcross>
-struct Operand : Share<T, kExtent, kDepth<T>, kAcross> {
+struct Operand {
   using Groups = Share<T, kExtent, kDepth<T>, kAcross>;
-  static constexpr int kSize = kExtent * kDepth<T>;
   static constexpr int kFixed = kAcross ? 1 : Groups::kGroups;
 
-  // What stays from step to step.
-  Along fixed[kFixed];
+  Along fixed[kFixed];  // what stays from step to step
 
   template <typename Source>
   __device__ SF_INLINE explicit Operand(const Source& from) {
@@ -185,39 +179,25 @@ struct Operand : Share<T, kExtent, kDepth<T>, kAcross> {
     for (int i = 0; i < kFixed; ++i) fixed[i] = from.first(Groups::first(i));
   }
 
-  // function(group, first, second) with where the thread's groups lie in a step from `begin` on.
-  template <typename Source, typename Function>
-  __device__ SF_INLINE void for_each_group(const Source& from, int begin, const Function& function) const {
-    if (!Groups::any()) return;
-    Along second;
-#pragma unroll
-    for (int i = 0; i < Groups::kGroups; ++i) {
-      if (kAcross || i == 0) second = from.second(begin + Groups::second(i));
-      function(i, fixed[kAcross ? 0 : i], second);
-    }
-  }
-  // function(element of the group, address or nullptr) for each element of a group, found one by one.
-  template <typename Source, typename Function>
-  static __device__ SF_INLINE void for_each_element(const Source& from, int begin, int group, const Function& function) {
-#pragma unroll 1
-    for (int j = 0; j < kWide<T>; ++j) {
-      const int e = Groups::first(group) + (kAcross ? j : 0), k = Groups::second(group) + (kAcross ? 0 : j);
-      function(j, e, k, from.at(from.first(e), from.second(begin + k)));
-    }
-  }
-
+  // Fills the thread's groups of a step from `begin` on along the depth.
   template <typename Source>
   __device__ SF_INLINE void fill(T* operand, const Source& from, int begin) const {
+    if (!Groups::any()) return;
     if (from.wide) {
-      for_each_group(from, begin, [&](int group, const Along& x, const Along& y) {
-        copy_async_16(operand + Groups::place(group), from.at(x, y));
-      });
-    } else if (Groups::any()) {
+      Along second;
+#pragma unroll
+      for (int i = 0; i < Groups::kGroups; ++i) {
+        if (kAcross || i == 0) second = from.second(begin + Groups::second(i));
+        copy_async_16(operand + Groups::place(i), from.at(fixed[kAcross ? 0 : i], second));
+      }
+    } else {
 #pragma unroll 1
-      for (int group = 0; group < Groups::kGroups; ++group)
-        for_each_element(from, begin, group, [&](int j, int, int, const T* element) {
-          operand[Groups::place(group) + j] = element != nullptr ? *element : T(accumulator_t<T>(0));
-        });
+      for (int i = 0; i < Groups::kGroups * kWide<T>; ++i) {
+        const int group = i / kWide<T>, j = i % kWide<T>;
+        const Along first = from.first(Groups::first(group) + (kAcross ? j : 0));
+        const T* element = from.at(first, from.second(begin + Groups::second(group) + (kAcross ? 0 : j)));
+        operand[Groups::place(group) + j] = element != nullptr ? *element : T(accumulator_t<T>(0));
+      }
     }
   }
 
@@ -234,7 +214,10 @@ struct TileProduct {
   using A = Operand<T, kRows, kAcross>;
   template <bool kAcross>
   using B = Operand<T, kColumns, kAcross>;
-  static constexpr int kSizeA = kRows * kDepth<T>, kSizeB = kColumns * kDepth<T>;  // elements of a step
+  static constexpr int kSizeA = kRows * kDepth<T>, kStageSize = kSizeA + kColumns * kDepth<T>, kStages = 3;
+  // The ring of stages, and a result that takes its place.
+  static constexpr size_t kRing = sizeof(T) * kStages * kStageSize, kResult = sizeof(T) * kRows * kColumns;
+  static constexpr size_t kSharedBytes = kRing > kResult ? kRing : kResult;
   static constexpr bool kMma = kHasMma && sizeof(T) == 2;
   static constexpr int kWarpColumns = kColumns / 32;  // that many warps side by side, 32 columns each
   static constexpr int kM = kColumns / 32, kN = 4;    // a warp's tiles of 16 x 8
@@ -294,23 +277,31 @@ struct TileProduct {
     }
   }
 
-  // Adds `steps` steps. load(stage, begin) fills a stage with a step from `begin` on along the depth: a, b and what else
-  // kStageSize has room for; finish(stage, begin) completes the groups that the thread itself loaded.
-  template <int kStages, int kStageSize, bool kAcrossA, bool kAcrossB, typename Load, typename Finish>
-  __device__ SF_INLINE void run(T* shared, int steps, const Load& load, const Finish& finish) {
+  // Adds the product of two matrices, [rows][depth] and [columns][depth]. finish(stage) may change the groups of `a` in
+  // a stage that the thread itself loaded.
+  template <bool kAcrossA, bool kAcrossB, typename MatrixA, typename MatrixB, typename Finish>
+  __device__ SF_INLINE void run(T* shared, int depth, const MatrixA& from_a, const MatrixB& from_b,
+                                const Finish& finish) {
+    const A<kAcrossA> a(from_a);
+    const B<kAcrossB> b(from_b);
+    const int steps = (depth + kDepth<T> - 1) / kDepth<T>;
     int filled = 0;
-    const auto load_next = [&] {
-      if (filled < steps) load(shared + filled % kStages * kStageSize, filled * kDepth<T>);
+    const auto fill_next = [&] {
+      T* stage = shared + filled % kStages * kStageSize;
+      if (filled < steps) {
+        a.fill(stage, from_a, filled * kDepth<T>);
+        b.fill(stage + kSizeA, from_b, filled * kDepth<T>);
+      }
       ++filled;
       copy_async_commit();
     };
-    for (int i = 1; i < kStages; ++i) load_next();
+    for (int i = 1; i < kStages; ++i) fill_next();
     for (int step = 0; step < steps; ++step) {
       T* stage = shared + step % kStages * kStageSize;
       copy_async_wait<kStages - 2>();
-      finish(stage, step * kDepth<T>);
+      finish(stage);
       __syncthreads();
-      load_next();
+      fill_next();
       add<kAcrossA, kAcrossB>(stage, stage + kSizeA);
     }
     __syncthreads();
@@ -376,12 +367,5 @@ struct TileProduct {
     }
   }
 };
-
-// Bytes of shared memory of a ring of kStages stages, and of a result that takes its place.
-template <typename T, int kColumns>
-constexpr size_t shared_bytes(int stages, int stage_size) {
-  const size_t ring = sizeof(T) * stages * stage_size, result = sizeof(T) * kRows * kColumns;
-  return ring > result ? ring : result;
-}
 
 }  // namespace slowfast

@@ -5,6 +5,8 @@
 // walk every tensor in the order in which it lies in memory, in groups of 16 bytes where it is aligned.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda_utils.cuh"
 #include "slowfast/lateral_conv_concat.h"
 #include "slowfast/lateral_conv_concat_math.h"
@@ -14,6 +16,7 @@ namespace slowfast {
 constexpr int kTileThreads = 256;
 constexpr int kRows = 128;           // of a tile
 constexpr int kCopiedChannels = 64;  // of a tile that is copied or normalised
+constexpr int kBatch = 4;            // groups that a thread loads together
 
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);  // elements of a group of 16 bytes
@@ -69,31 +72,26 @@ struct Rows {
   }
 };
 
+inline bool is_even(const TensorView& v) { return v.size(3) == 1 || v.stride(3) == v.size(4) * v.stride(4); }
+
 template <typename T>
 struct Frames {
   T* data;
-  int64_t n, c, t, h, w;
+  int64_t n, c, t, w, gap;  // gap: what one line of positions is further from the next than w; mostly 0
   Divisor width;
-  bool even;  // positions are evenly spaced
 
   explicit Frames(const TensorView& v)
       : data(v.as<T>()),
         n(v.stride(0)),
         c(v.stride(1)),
         t(v.stride(2)),
-        h(v.stride(3)),
         w(v.stride(4)),
-        width(v.size(4)),
-        even(v.size(3) == 1 || v.stride(3) == v.size(4) * v.stride(4)) {}
+        gap(is_even(v) ? 0 : v.stride(3) - v.size(4) * v.stride(4)),
+        width(v.size(4)) {}
 
   // Of channel 0, from `data` on.
   SF_HOST_DEVICE SF_INLINE int64_t offset(int clip, int frame, int position) const {
-    int64_t place = position * w;
-    if (!even) {
-      const int y = width.quotient(position);
-      place = y * h + (position - y * static_cast<int>(width.value)) * w;
-    }
-    return clip * n + frame * t + place;
+    return clip * n + frame * t + position * w + width.quotient(position) * gap;
   }
   SF_HOST_DEVICE SF_INLINE T* at(const Rows::Place& row, int channel) const {
     return data + offset(row.n, row.t, row.position) + channel * c;
@@ -106,29 +104,41 @@ inline bool is_channels_last_cuda(const TensorView& v) { return v.stride(1) == 1
 inline bool can_widen(const TensorView& v, bool along_channels) {
   if (!v.given()) return true;
   const int64_t group = 16 / size_of(v.dtype);
-  const bool even = v.size(3) == 1 || v.stride(3) == v.size(4) * v.stride(4);
   if (reinterpret_cast<uintptr_t>(v.data) % 16 || v.stride(0) % group || v.stride(2) % group) return false;
   if (along_channels)
     return v.stride(1) == 1 && v.size(1) % group == 0 && v.stride(3) % group == 0 && v.stride(4) % group == 0;
-  return even && v.stride(4) == 1 && v.size(3) * v.size(4) % group == 0 && v.stride(1) % group == 0;
+  return is_even(v) && v.stride(4) == 1 && v.size(3) * v.size(4) % group == 0 && v.stride(1) % group == 0;
 }
 
-// The groups of a tile of 128 rows and 64 channels that a thread owns, some at a time, so that their loads are in
-// flight together: function(rows, channels) for the first elements of kBatch groups.
-template <int kGroup, typename Function>
-__device__ SF_INLINE void for_each_batch(bool along_channels, const Function& function) {
-  constexpr int kGroups = kRows * kCopiedChannels / kGroup, kBatch = 4;
+// function(std::true_type or std::false_type): a loop of its own for each layout, so that none pays for the others.
+template <typename Function>
+__device__ SF_INLINE void with_flag(bool flag, const Function& function) {
+  flag ? function(std::true_type{}) : function(std::false_type{});
+}
+
+// The groups of a tile of 128 rows and 64 channels from `first` on that a thread owns, some at a time, so that their
+// loads are in flight together: function(places, channels, exist). Those that do not exist repeat the tile's first one.
+template <int kGroup, bool kAlongChannels, typename Function>
+__device__ SF_INLINE void for_each_batch(const Rows& rows, const Rows::First& tile, int first, int channels,
+                                         const Function& function) {
+  constexpr int kGroups = kRows * kCopiedChannels / kGroup;
+  constexpr int kPerRow = kCopiedChannels / kGroup, kPerChannel = kRows / kGroup;
   static_assert(kGroups % (kBatch * kTileThreads) == 0);
-  for (int first = threadIdx.x; first < kGroups; first += kBatch * kTileThreads) {
-    int rows[kBatch], channels[kBatch];
+#pragma unroll 1
+  for (int begin = threadIdx.x; begin < kGroups; begin += kBatch * kTileThreads) {
+    Rows::Place places[kBatch];
+    int of_channel[kBatch];
+    bool exist[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int group = first + i * kTileThreads;
-      constexpr int kPerRow = kCopiedChannels / kGroup, kPerChannel = kRows / kGroup;
-      rows[i] = along_channels ? group / kPerRow : group % kPerChannel * kGroup;
-      channels[i] = along_channels ? group % kPerRow * kGroup : group / kPerChannel;
+      const int group = begin + i * kTileThreads;
+      const int row = kAlongChannels ? group / kPerRow : group % kPerChannel * kGroup;
+      const int channel = first + (kAlongChannels ? group % kPerRow * kGroup : group / kPerChannel);
+      exist[i] = row < tile.left && channel < channels;
+      places[i] = rows.at(tile, exist[i] ? row : 0);
+      of_channel[i] = exist[i] ? channel : first;
     }
-    function(rows, channels);
+    function(places, of_channel, exist);
   }
 }
 
@@ -154,42 +164,38 @@ struct SlowCopy {
   }
   int64_t blocks() const { return rows.tiles() * channel_groups; }
 
-  template <int kGroup>
+  template <int kGroup, bool kAlongChannels>
   __device__ void copy(int64_t block) const {
     using Acc = accumulator_t<T>;
     using Values = Group<T, kGroup>;
     const auto tile = rows.first(block / channel_groups * kRows);
     const int first = static_cast<int>(block % channel_groups) * kCopiedChannels;
-    for_each_batch<kGroup>(along_channels, [&](const auto& row, const auto& channel) {
-      constexpr int kBatch = sizeof(row) / sizeof(row[0]);
-      Values values[kBatch], others[kBatch];
-      T* to[kBatch];
+    for_each_batch<kGroup, kAlongChannels>(
+        rows, tile, first, channels, [&](const auto& places, const auto& of_channel, const auto& exist) {
+          Values values[kBatch], others[kBatch];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        to[i] = nullptr;
-        const int c = first + channel[i];
-        if (c >= channels || row[i] >= tile.left) continue;
-        const auto place = rows.at(tile, row[i]);
-        to[i] = output.at(place, c);
-        values[i] = *reinterpret_cast<const Values*>(slow.at(place, c));
-        if (has_residual)
-          others[i] = *reinterpret_cast<const Values*>(residual.at(place, c));
-      }
+          for (int i = 0; i < kBatch; ++i)
+            values[i] = *reinterpret_cast<const Values*>(slow.at(places[i], of_channel[i]));
+          if (has_residual) {
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (to[i] == nullptr) continue;
-        if (has_residual) {
+            for (int i = 0; i < kBatch; ++i)
+              others[i] = *reinterpret_cast<const Values*>(residual.at(places[i], of_channel[i]));
 #pragma unroll
-          for (int j = 0; j < kGroup; ++j) {
-            const T sum(static_cast<Acc>(values[i].values[j]) + static_cast<Acc>(others[i].values[j]));
-            values[i].values[j] = static_cast<Acc>(sum) < 0 ? T(Acc(0)) : sum;  // a NaN stays, as in torch.relu
+            for (int i = 0; i < kBatch; ++i)
+#pragma unroll
+              for (int j = 0; j < kGroup; ++j) {
+                const T sum(static_cast<Acc>(values[i].values[j]) + static_cast<Acc>(others[i].values[j]));
+                values[i].values[j] = static_cast<Acc>(sum) < 0 ? T(Acc(0)) : sum;  // a NaN stays, as in torch.relu
+              }
           }
-        }
-        *reinterpret_cast<Values*>(to[i]) = values[i];
-      }
-    });
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i)
+            if (exist[i]) *reinterpret_cast<Values*>(output.at(places[i], of_channel[i])) = values[i];
+        });
   }
-  __device__ void operator()(int64_t block) const { wide ? copy<kWide<T>>(block) : copy<1>(block); }
+  __device__ void operator()(int64_t block) const {
+    with_flag(along_channels, [&](auto along) { wide ? copy<kWide<T>, along>(block) : copy<1, along>(block); });
+  }
 };
 
 // The sum of a value over the threads of a block, in a fixed order; for all of them. `scratch` has an element a thread.
