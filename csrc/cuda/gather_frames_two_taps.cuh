@@ -3,8 +3,8 @@
 // What bounds it is memory: a 16-bit output is two to three times as large as the source pixels under it. To stay below
 // the memory's time there must be few instructions for each value, so the work is separable. A block makes a tile of
 // one frame:
-//   1. The source pixels under the tile go to shared memory as words of four bytes (the last one is waste). Rows of RGB
-//   pixels begin at any byte, so this is also where they are aligned.
+//   1. The source pixels under the tile go to shared memory as words of four bytes, the last one being waste. Rows of
+//      RGB pixels begin at any byte, so this is also where they are aligned.
 //   2. A warp walks down a strip of output rows. A lane has four columns, whose weights stay in registers. For each
 //      source row it mixes two words horizontally, with integer weights, exactly; and for each output row it mixes the
 //      two source rows that it holds in registers, casts, and writes to the Fast frame and, where it is one, to the
@@ -31,6 +31,7 @@ constexpr int kWarps = TWO_TAPS_WARPS;     // of a block: one or two beside each
 constexpr int kStripRows = TWO_TAPS_ROWS;  // output rows of a warp
 constexpr int kLanePixels = 4;             // in two groups of two adjacent ones
 constexpr int kWarpPixels = 32 * kLanePixels;
+constexpr int kThreadsOfBlock = 32 * kWarps;
 #ifndef TWO_TAPS_BATCH
 #define TWO_TAPS_BATCH 4
 #endif
@@ -98,101 +99,139 @@ struct FourPixels {
   }
 };
 
-template <typename T, bool kPlanar>
-__global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
-    gather_frames_two_taps_forward_kernel(const __grid_constant__ Arguments a) {
-  const Tiling& tiling = a.tiling;
-  const int lane = static_cast<int>(threadIdx.x), across = static_cast<int>(blockDim.y);
-  const int warp = static_cast<int>(threadIdx.y + blockDim.y * threadIdx.z), thread = 32 * warp + lane;
-  SF_DYNAMIC_SHARED(uint32_t, pixels);  // [staged_rows, pitch]
-  ColumnEntry* column_table = reinterpret_cast<ColumnEntry*>(pixels + tiling.staged_rows * tiling.pitch);
-  int64_t* row_offsets = reinterpret_cast<int64_t*>(column_table + kWarpPixels * across);  // [staged_rows]
-  RowEntry* row_table = reinterpret_cast<RowEntry*>(row_offsets + tiling.staged_rows);     // [rows]
-  Pack<T, 2>* exchange = reinterpret_cast<Pack<T, 2>*>(row_table + tiling.rows);           // [kWarps, 3, 64]
+// The tile of a block in resized pixels, and the source pixels under it.
+struct Tile {
+  int x0, y0, columns, rows;  // in the output
+  TwoTaps vertical, horizontal;
+  int top, leftmost;  // in the resized frame, where `leftmost` is the last column of a flipped tile
+  int first_row, first_column;
+  bool adjacent;  // staged rows follow each other in the frame; else each output row has two staged rows of its own
+  int staged_rows, staged_columns;
 
-  const unsigned n = blockIdx.z, t = blockIdx.y, tiles = static_cast<unsigned>(tiling.column_tiles);
-  const Clip& clip = a.clips[n];
-  const unsigned row_tile = tiles == 1 ? blockIdx.x : blockIdx.x / tiles;
-  const int x0 = static_cast<int>(blockIdx.x - row_tile * tiles) * tiling.columns;
-  const int y0 = static_cast<int>(row_tile) * tiling.rows;
-  const int width = static_cast<int>(a.width);
-  const int columns = std::min(tiling.columns, width - x0),
-            rows = std::min(tiling.rows, static_cast<int>(a.height) - y0);
+  __device__ Tile(const Arguments& a, const Clip& clip)
+      : vertical(clip.height, clip.resized_height), horizontal(clip.width, clip.resized_width) {
+    const unsigned across = static_cast<unsigned>(a.tiling.column_tiles);
+    const unsigned row_tile = across == 1 ? blockIdx.x : blockIdx.x / across;
+    const int width = static_cast<int>(a.width), height = static_cast<int>(a.height);
+    x0 = static_cast<int>(blockIdx.x - row_tile * across) * a.tiling.columns;
+    y0 = static_cast<int>(row_tile) * a.tiling.rows;
+    columns = std::min(a.tiling.columns, width - x0);
+    rows = std::min(a.tiling.rows, height - y0);
+    top = clip.top + y0;
+    leftmost = clip.left + (clip.flip ? width - x0 - columns : x0);
+    first_row = vertical.first(top);
+    first_column = horizontal.first(leftmost);
+    adjacent = clip.height <= clip.resized_height;
+    staged_rows = adjacent ? vertical.first(top + rows - 1) + 2 - first_row : 2 * rows;
+    staged_columns = horizontal.first(leftmost + columns - 1) + 2 - first_column;
+  }
+};
 
-  const int64_t index = source_frame(a, clip, n, t);
-  const TwoTaps vertical(clip.height, clip.resized_height), horizontal(clip.width, clip.resized_width);
-  const int top = clip.top + y0;  // in resized pixels
-  const int leftmost = clip.left + (clip.flip ? width - x0 - columns : x0);
-  const int first_row = vertical.first(top), first_column = horizontal.first(leftmost);
-  const bool adjacent = clip.height <= clip.resized_height;  // else each output row has two staged rows of its own
+// A block's shared memory; what the threads look up is made once.
+template <typename T>
+struct Shared {
+  uint32_t* pixels;      // [staged_rows, pitch]
+  ColumnEntry* columns;  // [pixels of all warps beside each other]
+  int64_t* row_offsets;  // [staged_rows], in a frame
+  RowEntry* rows;        // [rows]
+  Pack<T, 2>* exchange;  // [kWarps, 3, kWarpPixels / 2], for interleaved pixels
+
+  __device__ Shared(void* memory, const Tiling& tiling, int beside) : pixels(static_cast<uint32_t*>(memory)) {
+    columns = reinterpret_cast<ColumnEntry*>(pixels + tiling.staged_rows * tiling.pitch);
+    row_offsets = reinterpret_cast<int64_t*>(columns + kWarpPixels * beside);
+    rows = reinterpret_cast<RowEntry*>(row_offsets + tiling.staged_rows);
+    exchange = reinterpret_cast<Pack<T, 2>*>(rows + tiling.rows);
+  }
+};
+
+template <typename T>
+__device__ void make_tables(const Clip& clip, const Tile& tile, const Shared<T>& shared, int columns, int thread) {
 #pragma unroll 1
-  for (int x = thread; x < kWarpPixels * across; x += 32 * kWarps) {
-    const int inside = std::min(x, columns - 1);
+  for (int x = thread; x < columns; x += kThreadsOfBlock) {
+    const int inside = std::min(x, tile.columns - 1);
     int second;
-    const int first = horizontal.first(leftmost + (clip.flip ? columns - 1 - inside : inside), &second);
-    column_table[x] = {
-        static_cast<unsigned>(first - first_column),
-        static_cast<unsigned>(clip.column_factor) *
-            (static_cast<unsigned>(2 * horizontal.resized - second) + (static_cast<unsigned>(second) << 16))};
+    const int first = tile.horizontal.first(tile.leftmost + (clip.flip ? tile.columns - 1 - inside : inside), &second);
+    const unsigned weight = static_cast<unsigned>(second);
+    shared.columns[x] = {static_cast<unsigned>(first - tile.first_column),
+                         clip.column_factor * (2 * tile.horizontal.resized - weight + (weight << 16))};
   }
 #pragma unroll 1
-  for (int y = thread; y < rows; y += 32 * kWarps) {
+  for (int y = thread; y < tile.rows; y += kThreadsOfBlock) {
     int second;
-    const int first = vertical.first(top + y, &second), staged = adjacent ? first - first_row : 2 * y;
-    row_table[y] = {staged, vertical.unit * static_cast<float>(staged & 1 ? 2 * vertical.resized - second : second)};
+    const int first = tile.vertical.first(tile.top + y, &second);
+    const int staged = tile.adjacent ? first - tile.first_row : 2 * y;
+    const int odd_weight = staged & 1 ? 2 * tile.vertical.resized - second : second;
+    shared.rows[y] = {staged, tile.vertical.unit * static_cast<float>(odd_weight)};
   }
-
-  const int staged_rows = adjacent ? vertical.first(top + rows - 1) + 2 - first_row : 2 * rows;
 #pragma unroll 1
-  for (int staged = thread; staged < staged_rows; staged += 32 * kWarps) {
-    const int row = adjacent ? first_row + staged : vertical.first(top + staged / 2) + staged % 2;
-    row_offsets[staged] = std::min(row, clip.height - 1) * clip.stride_h;
+  for (int staged = thread; staged < tile.staged_rows; staged += kThreadsOfBlock) {
+    const int row = tile.adjacent ? tile.first_row + staged : tile.vertical.first(tile.top + staged / 2) + staged % 2;
+    shared.row_offsets[staged] = std::min(row, clip.height - 1) * clip.stride_h;
   }
-  __syncthreads();
+}
 
-  const uint8_t* frame = clip.frames + index * clip.stride_t;
-  const int staged_columns = horizontal.first(leftmost + columns - 1) + 2 - first_column;
-  // A thread copies the same four columns of all rows, or of each `beside`-th.
-  constexpr int kThreadsOfBlock = 32 * kWarps;
-  const int quads = (staged_columns + 3) / 4, beside = std::max(kThreadsOfBlock / quads, 1);
+// A thread copies the same four columns of all rows, or of each `beside`-th.
+template <typename T>
+__device__ void stage_pixels(const Clip& clip, const uint8_t* frame, const Tile& tile, const Shared<T>& shared,
+                             int pitch, int thread) {
+  const int quads = (tile.staged_columns + 3) / 4, beside = std::max(kThreadsOfBlock / quads, 1);
   for (int quad = thread % quads; quad < quads && thread / quads < beside; quad += kThreadsOfBlock) {
-    const int column = first_column + 4 * quad;
-    uint32_t* to = pixels + 4 * quad;
+    const int column = tile.first_column + 4 * quad;
+    uint32_t* to = shared.pixels + 4 * quad;
     if (clip.dense && column > 0 && 3 * column + 16 <= 3 * clip.width) {  // the words lie inside the row
 #pragma unroll 1
-      for (int first = thread / quads; first < staged_rows; first += kBatch * beside) {
+      for (int first = thread / quads; first < tile.staged_rows; first += kBatch * beside) {
         FourPixels fours[kBatch];
-        for (int i = 0; i < kBatch; ++i)
-          if (first + i * beside < staged_rows) fours[i].load(frame + row_offsets[first + i * beside] + 3 * column);
-        for (int i = 0; i < kBatch; ++i)
-          if (first + i * beside < staged_rows)
-            *reinterpret_cast<uint4*>(to + (first + i * beside) * tiling.pitch) = fours[i].pixels();
+        for (int i = 0; i < kBatch; ++i) {
+          const int staged = first + i * beside;
+          if (staged < tile.staged_rows) fours[i].load(frame + shared.row_offsets[staged] + 3 * column);
+        }
+        for (int i = 0; i < kBatch; ++i) {
+          const int staged = first + i * beside;
+          if (staged < tile.staged_rows) *reinterpret_cast<uint4*>(to + staged * pitch) = fours[i].pixels();
+        }
       }
     } else {
 #pragma unroll 1
-      for (int staged = thread / quads; staged < staged_rows; staged += beside) {
+      for (int staged = thread / quads; staged < tile.staged_rows; staged += beside) {
 #pragma unroll 1
         for (int i = 0; i < std::min(4, clip.width - column); ++i) {
-          const uint8_t* from = frame + row_offsets[staged] + (column + i) * clip.stride_w;
-          to[staged * tiling.pitch + i] = static_cast<uint32_t>(from[0]) |
-                                          static_cast<uint32_t>(from[clip.stride_c]) << 8 |
-                                          static_cast<uint32_t>(from[2 * clip.stride_c]) << 16;
+          const uint8_t* from = frame + shared.row_offsets[staged] + (column + i) * clip.stride_w;
+          to[staged * pitch + i] = static_cast<uint32_t>(from[0]) | static_cast<uint32_t>(from[clip.stride_c]) << 8 |
+                                   static_cast<uint32_t>(from[2 * clip.stride_c]) << 16;
         }
       }
     }
   }
+}
+
+template <typename T, bool kPlanar>
+__global__ void __launch_bounds__(kThreadsOfBlock, TWO_TAPS_BLOCKS)
+    gather_frames_two_taps_forward_kernel(const __grid_constant__ Arguments a) {
+  const Tiling& tiling = a.tiling;
+  const int lane = static_cast<int>(threadIdx.x);
+  const int warp = static_cast<int>(threadIdx.y + blockDim.y * threadIdx.z), thread = 32 * warp + lane;
+  SF_DYNAMIC_SHARED(uint4, memory);
+  const Shared<T> shared(memory, tiling, static_cast<int>(blockDim.y));
+  const unsigned n = blockIdx.z, t = blockIdx.y;
+  const Clip& clip = a.clips[n];
+  const int64_t index = source_frame(a, clip, n, t);
+  const Tile tile(a, clip);
+  make_tables(clip, tile, shared, kWarpPixels * static_cast<int>(blockDim.y), thread);
+  __syncthreads();
+  stage_pixels(clip, clip.frames + index * clip.stride_t, tile, shared, tiling.pitch, thread);
   __syncthreads();
 
   const int begin = static_cast<int>(threadIdx.z) * tiling.strip_rows;
-  if (begin >= rows) return;
-  const RowEntry *entry = row_table + begin, *end = row_table + std::min(begin + tiling.strip_rows, rows);
+  if (begin >= tile.rows) return;
+  const RowEntry *entry = shared.rows + begin, *end = shared.rows + std::min(begin + tiling.strip_rows, tile.rows);
   int next = entry->staged;  // the next source row to mix
   const int warp_x = kWarpPixels * static_cast<int>(threadIdx.y);
   const uint32_t* from[kLanePixels];  // in that row
   unsigned weights[kLanePixels];
   for (int p = 0; p < kLanePixels; ++p) {
-    const ColumnEntry column = column_table[warp_x + 64 * (p / 2) + 2 * lane + p % 2];
-    from[p] = pixels + next * tiling.pitch + column.word;
+    const ColumnEntry column = shared.columns[warp_x + 64 * (p / 2) + 2 * lane + p % 2];
+    from[p] = shared.pixels + next * tiling.pitch + column.word;
     weights[p] = column.weights;
   }
   // A dot product of bytes and weights is an integer below 2^23. Added to the bits of 2^23 it makes those of a float,
@@ -201,7 +240,7 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
   constexpr unsigned kBits = 0x4B000000;
   float scale[3], shift[3];
   for (int c = 0; c < 3; ++c) {
-    scale[c] = a.scale[c] / static_cast<float>(2 * horizontal.resized * clip.column_factor);
+    scale[c] = a.scale[c] / static_cast<float>(2 * tile.horizontal.resized * clip.column_factor);
     shift[c] = fmaf(-8388608.0f, scale[c], a.shift[c]);
   }
   const auto mix_columns = [&](float (&mixed)[3 * kLanePixels]) {
@@ -217,16 +256,16 @@ __global__ void __launch_bounds__(32 * kWarps, TWO_TAPS_BLOCKS)
 
   // Where the lane writes: pairs of pixels of each channel, or fours of interleaved values.
   constexpr int kPlanes = kPlanar ? 3 : 1, kParts = kPlanar ? 2 : 3, kSize = kPlanar ? 2 : 4;
-  const int count = (kPlanar ? 1 : 3) * (columns - warp_x) - kSize * lane;  // values from there on
+  const int count = (kPlanar ? 1 : 3) * (tile.columns - warp_x) - kSize * lane;  // values from there on
   const unsigned slow_frames = static_cast<unsigned>(a.slow.frames);
   const int64_t slow_t = slow_frame_of(t, static_cast<unsigned>(a.fast.frames), slow_frames, a.linspace);
   const auto start = [&](const Output& output, int64_t frame_index) {
     return static_cast<T*>(output.data) + n * output.stride_n + frame_index * output.stride_t +
-           (y0 + begin) * output.stride_h + (kPlanar ? 1 : 3) * (x0 + warp_x) + kSize * lane;
+           (tile.y0 + begin) * output.stride_h + (kPlanar ? 1 : 3) * (tile.x0 + warp_x) + kSize * lane;
   };
   T* fast = start(a.fast, t);
   T* slow = slow_t >= 0 ? start(a.slow, slow_t) : nullptr;
-  exchange += warp * 3 * kWarpPixels / 2;
+  Pack<T, 2>* exchange = shared.exchange + warp * 3 * kWarpPixels / 2;
 
   float even[3 * kLanePixels], odd[3 * kLanePixels];  // two source rows that follow each other, mixed
   for (; entry < end; ++entry) {
@@ -307,7 +346,7 @@ bool launch_two_taps(Arguments* a, int64_t clips, void* stream) {
       int pixels = 0, staged_rows = 0;
       for (int64_t n = 0; n < clips; ++n) {
         const Clip& clip = a->clips[n];
-        pixels = std::max(pixels, tiling.columns * clip.width / clip.resized_width + 3);
+        pixels = std::max(pixels, std::min(tiling.columns * clip.width / clip.resized_width, clip.width) + 3);
         staged_rows = std::max(staged_rows, clip.height > clip.resized_height
                                                 ? 2 * tiling.rows
                                                 : tiling.rows * clip.height / clip.resized_height + 3);
