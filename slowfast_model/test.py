@@ -76,9 +76,7 @@ def test(config: TestConfig) -> dict[str, Any]:
     task = TASKS[config.dataset]
     model, description = load_any(config.weights, config.model)
     if description.head != task.head:
-        raise InputError(
-            f"{config.weights} is a {description.head} model: {config.dataset} needs a {task.head} model"
-        )
+        raise InputError(f"{config.weights} is a {description.head} model: {config.dataset} needs a {task.head} model")
     name = description.config.name
     folder = choose_folder(config.output_dir, f"{config.dataset}-{name}-test")
     root = data_root(config.dataset, config.data_root)

@@ -33,7 +33,11 @@ def gpu_backends(op: str, shape_class: str = "any") -> tuple[str, ...]:
     return DEFAULT
 
 
-@torch.compiler.assume_constant_result
-@lru_cache
+@torch.compiler.assume_constant_result  # torch.compile asks when it traces, and cannot trace the question itself
 def _device_name() -> str:
+    return _cached_device_name()
+
+
+@lru_cache
+def _cached_device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""

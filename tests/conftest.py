@@ -46,6 +46,8 @@ def global_state_stays():
     assert requested_backend() == backend, "the test left a backend requested"
     torch.set_num_threads(threads)
     use_backend(backend)
+    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > 2**30:
+        torch.cuda.empty_cache()  # other processes test on this GPU, too
 
 
 def pytest_configure() -> None:

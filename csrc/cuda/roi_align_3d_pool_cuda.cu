@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < pixels * patch.channels / kWide; i += kThreads)
     reinterpret_cast<Packet<A>*>(tile)[i] = Packet<A>{};
 
-  // The threads of a channel take turns at rows.
+  // The threads of a channel take turns at rows: a row of the patch is one thread's, whatever RoIs reach it.
   const int channel = threadIdx.x % patch.channels, turn = threadIdx.x / patch.channels;
   const int turns = kThreads / patch.channels;
   const auto load = [&](int roi) {
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kThreads)
       if (bin.time != 0 && (!ys.empty() & !xs.empty())) {
         const A value = bin.time * bin.value;
         #pragma unroll 1
-        for (int i = ys.begin + turn; i < ys.end; i += turns) {
+        for (int i = ys.begin + (turn + turns - ys.begin % turns) % turns; i < ys.end; i += turns) {
           const A row = y.weight(p, i) * value;
           A* sum = tile + ((i - where.y) * where.width + xs.begin - where.x) * pixel_stride + channel * channel_stride;
 #pragma unroll 1

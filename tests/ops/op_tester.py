@@ -142,10 +142,14 @@ def only_on_a_gpu(test: Callable) -> Callable:
 
 
 def skip_below_gpu_memory(gib: int) -> None:
-    """Skips the test on a GPU with less free memory than this."""
+    """Skips the test on a GPU with less free memory than this. Mark it `fills_gpu_memory`, so that none runs beside it."""
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     if free < gib * 2**30:
         pytest.skip(f"needs {gib} GiB of free GPU memory; there are {free / 2**30:.1f}")
+
+
+fills_gpu_memory = pytest.mark.xdist_group("GPU memory")  # for `pytest -n N --dist loadgroup`
 
 
 class OpTester:

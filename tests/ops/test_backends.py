@@ -126,6 +126,20 @@ def test_a_measured_preference_decides_what_auto_runs(monkeypatch):
     assert backends.choose("cpu", torch.float32, "small") == ("cpu", None)
 
 
+def test_a_measured_preference_compiles(monkeypatch):
+    entry = preferences.Preference("temporal_gather", "any", "NVIDIA H100", ("triton", "cuda"), "results/a.md")
+    monkeypatch.setattr(preferences, "MEASURED", (entry,))
+    monkeypatch.setattr(
+        preferences, "_cached_device_name", lambda: subprocess.check_output(["echo", "NVIDIA H100"]).decode()
+    )
+
+    def sign(x: torch.Tensor) -> torch.Tensor:
+        return x if preferences.gpu_backends("temporal_gather")[0] == "triton" else -x
+
+    torch._dynamo.reset()
+    assert torch.compile(sign, fullgraph=True, backend="eager")(torch.ones(1)) == 1
+
+
 def test_every_preference_cites_its_measurement():
     benchmarks = Path(_native.__file__).resolve().parent.parent / "benchmarks"
     for entry in preferences.MEASURED:

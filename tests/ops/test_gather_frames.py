@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slowfast_ops import gather_frames, slow_frame_indices, use_backend
 from slowfast_ops.gather_frames import ops
-from tests.ops.op_tester import Target, only_on_a_gpu, skip_below_gpu_memory
+from tests.ops.op_tester import Target, fills_gpu_memory, only_on_a_gpu, skip_below_gpu_memory
 from tests.ops.property_testing import given, settings, st
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -286,6 +286,7 @@ class TestOnEveryTarget:
         for a, e in zip(actual, expected, strict=True):
             assert torch.equal(a, e)
 
+    @fills_gpu_memory
     @only_on_a_gpu
     def test_offsets_beyond_31_bits(self, target: Target) -> None:
         skip_below_gpu_memory(16)

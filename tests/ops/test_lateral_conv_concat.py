@@ -21,6 +21,7 @@ from tests.ops.op_tester import (
     Target,
     assert_as_accurate_as_pytorch,
     cast,
+    fills_gpu_memory,
     only_on_a_gpu,
     only_real_targets,
     outputs_and_gradients,
@@ -226,6 +227,7 @@ class TestKernels:
         expected = (conv.double() - mean[:, None, None, None])[0, :, 0, 0] @ fast.double()[0, :, 0, 0].T * 2000 / 3
         torch.testing.assert_close(grad[..., 0, 0, 0].double(), expected, rtol=2e-3, atol=1.0)
 
+    @fills_gpu_memory
     @only_on_a_gpu
     @pytest.mark.parametrize("large", ["output", "fast"])
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])

@@ -9,7 +9,15 @@ import torch
 
 from slowfast_ops import TemporalGather, slow_frame_indices, temporal_gather, use_backend
 from slowfast_ops.temporal_gather import ops
-from tests.ops.op_tester import OpRecorder, OpTester, Sample, Target, only_on_a_gpu, skip_below_gpu_memory
+from tests.ops.op_tester import (
+    OpRecorder,
+    OpTester,
+    Sample,
+    Target,
+    fills_gpu_memory,
+    only_on_a_gpu,
+    skip_below_gpu_memory,
+)
 from tests.ops.property_testing import given, settings, st
 
 
@@ -48,6 +56,7 @@ class TestTemporalGather(OpTester):
             (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
             assert torch.equal(grad[0, 0, :, 0, 0].cpu(), torch.tensor([1.0, 1.0, 2.0]))
 
+    @fills_gpu_memory
     @only_on_a_gpu
     def test_offsets_beyond_31_bits(self, target: Target) -> None:
         skip_below_gpu_memory(16)
