@@ -1,4 +1,4 @@
-// What the CUDA kernels of gather_frames share: their arguments, and how they write.
+// What the CUDA kernels of gather_frames share: their arguments.
 //
 // One launch makes both pathways of up to kMaxClips clips of any sizes: what differs between clips is a table in the
 // kernel's arguments, so that nothing is copied to the device and a CUDA graph can capture the call.
@@ -37,9 +37,9 @@ struct Tiling {
   int rows = 0, columns = 0;  // output pixels
   int row_tiles = 0, column_tiles = 0;
   int pitch = 0;        // of a row in shared memory, padding included
-  int staged_rows = 0;  // in shared memory
-  int taps = 0;         // the most horizontal taps of any clip
-  int strip_rows = 0;   // the output rows of a warp
+  int taps = 0;         // the most horizontal taps of any clip; for gather_frames_filter.cuh
+  int staged_rows = 0;  // of the source in shared memory; these two for gather_frames_two_taps.cuh
+  int strip_rows = 0;   // output rows of a warp
 };
 
 struct Arguments {
@@ -76,18 +76,6 @@ inline bool is_aligned(const Output& output, int64_t element, int64_t bytes) {
 
 inline bool are_aligned(const Arguments& a, int64_t element, int64_t bytes) {
   return is_aligned(a.fast, element, bytes) && (a.slow.frames == 0 || is_aligned(a.slow, element, bytes));
-}
-
-// Writes the first `count` values of the pack; if `wide`, count is its size, or more, or there is nothing to write.
-template <typename T, int kSize>
-__device__ inline void store(T* to, const Pack<T, kSize>& pack, int count, bool wide) {
-  if (wide) {
-    if (count > 0) *reinterpret_cast<Pack<T, kSize>*>(to) = pack;
-  } else {
-#pragma unroll
-    for (int j = 0; j < kSize; ++j)
-      if (j < count) to[j] = pack.values[j];
-  }
 }
 
 }  // namespace

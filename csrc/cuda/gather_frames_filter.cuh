@@ -31,6 +31,18 @@ struct Four {
   }
 };
 
+// Writes the first `count` values of the pack; if `wide`, count is its size, or more, or there is nothing to write.
+template <typename T, int kSize>
+__device__ inline void store(T* to, const Pack<T, kSize>& pack, int count, bool wide) {
+  if (wide) {
+    if (count > 0) *reinterpret_cast<Pack<T, kSize>*>(to) = pack;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kSize; ++j)
+      if (j < count) to[j] = pack.values[j];
+  }
+}
+
 // Bytes `begin + i` to `begin + i + 3` of a source row of RGB pixels as floats; `begin` is where the block's columns
 // begin. Those from `length` on are never used, and the whole row bounds what may be read.
 __device__ inline Four load_four(const Clip& clip, const uint8_t* row, int first_column, int i, int length) {

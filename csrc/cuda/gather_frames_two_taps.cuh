@@ -18,24 +18,13 @@
 namespace slowfast {
 namespace {
 
-#ifndef TWO_TAPS_ROWS
-#define TWO_TAPS_ROWS 16
-#endif
-#ifndef TWO_TAPS_WARPS
-#define TWO_TAPS_WARPS 4
-#endif
-#ifndef TWO_TAPS_BLOCKS
-#define TWO_TAPS_BLOCKS 7
-#endif
-constexpr int kWarps = TWO_TAPS_WARPS;     // of a block: one or two beside each other, and strips below each other
-constexpr int kStripRows = TWO_TAPS_ROWS;  // output rows of a warp
-constexpr int kLanePixels = 4;             // in two groups of two adjacent ones
+constexpr int kWarps = 4;       // of a block: one or two beside each other, and strips below each other
+constexpr int kBlocks = 7;      // on a multiprocessor, for which registers and shared memory suffice
+constexpr int kStripRows = 16;  // output rows of a warp, to make up for the preparations
+constexpr int kLanePixels = 4;  // in two groups of two adjacent ones
 constexpr int kWarpPixels = 32 * kLanePixels;
 constexpr int kThreadsOfBlock = 32 * kWarps;
-#ifndef TWO_TAPS_BATCH
-#define TWO_TAPS_BATCH 4
-#endif
-constexpr int kBatch = TWO_TAPS_BATCH;  // of four pixels that a thread has under way to shared memory
+constexpr int kBatch = 4;  // of four pixels, that a thread has under way to shared memory
 constexpr int kMaxGridY = 65535;
 
 // Which two source pixels make pixel i of a resized axis, as ResizeAxis says for two taps. The weights are integers,
@@ -206,7 +195,7 @@ __device__ void stage_pixels(const Clip& clip, const uint8_t* frame, const Tile&
 }
 
 template <typename T, bool kPlanar>
-__global__ void __launch_bounds__(kThreadsOfBlock, TWO_TAPS_BLOCKS)
+__global__ void __launch_bounds__(kThreadsOfBlock, kBlocks)
     gather_frames_two_taps_forward_kernel(const __grid_constant__ Arguments a) {
   const Tiling& tiling = a.tiling;
   const int lane = static_cast<int>(threadIdx.x);

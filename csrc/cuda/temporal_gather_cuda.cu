@@ -13,10 +13,7 @@ namespace slowfast {
 namespace {
 
 constexpr int kThreads = 256;
-#ifndef TEMPORAL_UNITS
-#define TEMPORAL_UNITS 4
-#endif
-constexpr int kUnits = TEMPORAL_UNITS;  // of a thread in the backward
+constexpr int kUnits = 4;  // of a thread in the backward
 
 struct GatherLoop {
   FrameLoop frame;  // sizes and strides in units of the kernel's type
