@@ -19,7 +19,7 @@ namespace roi_align_3d {
 namespace {
 
 // Blocks per multiprocessor that leave each kernel the registers it needs.
-constexpr int kForwardBlocks = 4, kBackwardBlocks = 4;
+constexpr int kForwardBlocks = 2, kBackwardBlocks = 2;
 template <typename A>
 constexpr int kSharedBytes = (kPixels + kBins) * kPitch<A> * sizeof(A);
 

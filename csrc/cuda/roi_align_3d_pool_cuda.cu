@@ -17,7 +17,7 @@ namespace roi_align_3d {
 namespace {
 
 constexpr int kMeanPixels = 112;
-constexpr int kMeanBlocks = 3;  // per multiprocessor: leaves registers for loads under way
+constexpr int kMeanBlocks = 2;  // per multiprocessor: leaves registers for loads under way
 constexpr int kPatchBytes = 32 * 1024;
 
 // The smallest rectangle that contains all boxes of a clip. All threads of a block call it.

@@ -87,8 +87,15 @@ def triton_rows() -> list[dict[str, Any]]:
             f"{module.name}.triton"
         ).compile_configurations():
             for arch in TRITON_ARCHS:
-                types = {**signature, **dict.fromkeys(constants, "constexpr")}
-                source = ASTSource(fn=kernel, signature=types, constexprs=constants)
+                # "i64:16" is an int64 that is a multiple of 16, a fact that Triton finds out at a launch.
+                types = {name: kind.split(":")[0] for name, kind in signature.items()}
+                multiples = {
+                    (kernel.arg_names.index(name),): [["tt.divisibility", int(kind.split(":")[1])]]
+                    for name, kind in signature.items()
+                    if ":" in kind
+                }
+                types |= dict.fromkeys(constants, "constexpr")
+                source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=multiples)
                 compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
                 rows.append(_triton_row(module.name, kernel, arch, compiled, signature, constants))
     return rows
@@ -104,7 +111,7 @@ def _triton_row(op: str, kernel: Any, arch: int, compiled: Any, signature: dict,
             [cuobjdump(), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     usage = dict(re.findall(r"([A-Z]+)(?:\[0\])?:(\d+)", text.split("Function ")[1]))
-    element = next(kind for kind in signature.values() if kind.startswith("*"))
+    element = next(kind.split(":")[0] for kind in signature.values() if kind.startswith("*"))
     details = ",".join(f"{key}={value}" for key, value in constants.items())
     return {
         "kind": "triton",
