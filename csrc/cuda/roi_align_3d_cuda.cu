@@ -128,9 +128,8 @@ template <typename T, bool kPool>
 void align(const RoIAlign3DParams& p, const Plan<accumulator_t<T>>& plan, void* stream) {
   using A = accumulator_t<T>;
   const int64_t tiles = divided_up(plan.channels, kChannels<A>);
-  SF_LAUNCH((roi_align_3d_forward_kernel<T, kPool>), grid(plan.rois * tiles, plan.time.bins), kThreads,
-            kSharedBytes<A>, stream, plan, Channels<const T>(p.features), Channels<T>(p.output),
-            Channels<int64_t>(p.argmax));
+  SF_LAUNCH((roi_align_3d_forward_kernel<T, kPool>), grid(plan.rois * tiles, plan.time.bins), kThreads, kSharedBytes<A>,
+            stream, plan, Channels<const T>(p.features), Channels<T>(p.output), Channels<int64_t>(p.argmax));
 }
 
 template <typename T>
