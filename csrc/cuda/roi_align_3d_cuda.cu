@@ -19,7 +19,7 @@ namespace roi_align_3d {
 namespace {
 
 // Blocks per multiprocessor that leave each kernel the registers it needs.
-constexpr int kForwardBlocks = 4, kBackwardBlocks = 4;
+constexpr int kForwardBlocks = 2, kBackwardBlocks = 2;
 template <typename A>
 constexpr int kSharedBytes = (kPixels + kBins) * kPitch<A> * sizeof(A);
 
@@ -128,9 +128,8 @@ template <typename T, bool kPool>
 void align(const RoIAlign3DParams& p, const Plan<accumulator_t<T>>& plan, void* stream) {
   using A = accumulator_t<T>;
   const int64_t tiles = divided_up(plan.channels, kChannels<A>);
-  SF_LAUNCH((roi_align_3d_forward_kernel<T, kPool>), grid(plan.rois * tiles, plan.time.bins), kThreads,
-            kSharedBytes<A>, stream, plan, Channels<const T>(p.features), Channels<T>(p.output),
-            Channels<int64_t>(p.argmax));
+  SF_LAUNCH((roi_align_3d_forward_kernel<T, kPool>), grid(plan.rois * tiles, plan.time.bins), kThreads, kSharedBytes<A>,
+            stream, plan, Channels<const T>(p.features), Channels<T>(p.output), Channels<int64_t>(p.argmax));
 }
 
 template <typename T>

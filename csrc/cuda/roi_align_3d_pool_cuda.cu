@@ -1,5 +1,5 @@
-// CUDA kernels of roi_align_3d_pool where it differs from roi_align_3d: where all frames count the same, its forward
-// works on their mean, which is T times fewer values to read, and read once for the RoIs that overlap; and its backward.
+// CUDA kernels of roi_align_3d_pool where it differs from roi_align_3d: its backward; and its forward where all frames
+// count the same, which works on their mean: T times fewer values to read, and read once for the RoIs that overlap.
 //
 // The mean is taken of the pixels that the clip's boxes lie in, by 16-byte loads, all frames of a packet under way
 // together. It is kept in the accumulator's type as [N, H, W, C], whatever the order of the features, so that a lane
@@ -17,7 +17,7 @@ namespace roi_align_3d {
 namespace {
 
 constexpr int kMeanPixels = 112;
-constexpr int kMeanBlocks = 3;  // per multiprocessor: leaves registers for loads under way
+constexpr int kMeanBlocks = 2;  // per multiprocessor: leaves registers for loads under way
 constexpr int kPatchBytes = 32 * 1024;
 
 // The smallest rectangle that contains all boxes of a clip. All threads of a block call it.
@@ -166,7 +166,8 @@ struct Patch {
 
   SF_HOST_DEVICE Patch(const Plan<A>& plan, bool inner, int packet)
       : channels(inner ? kChannels<A> : kLanes),
-        pieces({0, 0, plan.height, plan.width}, static_cast<int>(kPatchBytes / sizeof(A)) / channels, inner ? 1 : packet) {}
+        pieces({0, 0, plan.height, plan.width}, static_cast<int>(kPatchBytes / sizeof(A)) / channels,
+               inner ? 1 : packet) {}
 };
 
 // A channel of a RoI's gradient: its bin, its value and how much the frame counts.
@@ -197,7 +198,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < pixels * patch.channels / kWide; i += kThreads)
     reinterpret_cast<Packet<A>*>(tile)[i] = Packet<A>{};
 
-  // The threads of a channel take turns at rows: a row of the patch is one thread's, whatever RoIs reach it.
+  // The threads of a channel take turns at rows: each row has one thread, for all RoIs.
   const int channel = threadIdx.x % patch.channels, turn = threadIdx.x / patch.channels;
   const int turns = kThreads / patch.channels;
   const auto load = [&](int roi) {
@@ -224,7 +225,7 @@ __global__ void __launch_bounds__(kThreads)
       const PixelRange xs = overlap(x.ranges[q], where.x, where.width);
       if (bin.time != 0 && (!ys.empty() & !xs.empty())) {
         const A value = bin.time * bin.value;
-        #pragma unroll 1
+#pragma unroll 1
         for (int i = ys.begin + (turn + turns - ys.begin % turns) % turns; i < ys.end; i += turns) {
           const A row = y.weight(p, i) * value;
           A* sum = tile + ((i - where.y) * where.width + xs.begin - where.x) * pixel_stride + channel * channel_stride;
@@ -302,8 +303,8 @@ void pool_forward_on_mean(const RoIAlign3DParams& p, const Plan<accumulator_t<T>
               frames, mean, pieces);
   }
   SF_LAUNCH((roi_align_3d_pool_forward_kernel<A, T>),
-            grid(static_cast<int64_t>(plan.rois) * divided_up(plan.channels, kTile)), kThreads, 0, stream, plan,
-            mean, Channels<T>(p.output), Channels<int64_t>(p.argmax));
+            grid(static_cast<int64_t>(plan.rois) * divided_up(plan.channels, kTile)), kThreads, 0, stream, plan, mean,
+            Channels<T>(p.output), Channels<int64_t>(p.argmax));
 }
 
 template <typename T>
@@ -317,9 +318,9 @@ void pool_backward(const RoIAlign3DParams& p, const Plan<accumulator_t<T>>& plan
             stream, plan, patch, grad_features, Channels<const T>(p.output), Channels<const int64_t>(p.argmax));
 }
 
-#define SF_INSTANTIATE(T)                                                                                  \
+#define SF_INSTANTIATE(T)                                                                                          \
   template void pool_forward_on_mean<T>(const RoIAlign3DParams&, const Plan<accumulator_t<T>>&, accumulator_t<T>*, \
-                                        void*);                                                                  \
+                                        void*);                                                                    \
   template void pool_backward<T>(const RoIAlign3DParams&, const Plan<accumulator_t<T>>&, void*);
 SF_INSTANTIATE(float)
 SF_INSTANTIATE(double)

@@ -93,8 +93,7 @@ __device__ void for_elements(const Channels<T>& tensor, int pixels, const Functi
   const int first_pixel = tensor.inner ? warp : lane, pixel_step = tensor.inner ? kWarps : kLanes;
   const int first_channel = tensor.inner ? lane : warp, channel_step = tensor.inner ? kLanes : kWarps;
 #pragma unroll 1
-  for (int pixel = first_pixel; pixel < pixels; pixel += pixel_step)
-    function(pixel, first_channel, channel_step);
+  for (int pixel = first_pixel; pixel < pixels; pixel += pixel_step) function(pixel, first_channel, channel_step);
 }
 
 // tile[pixel][channel] = the weighted sum over time.
@@ -201,8 +200,8 @@ struct Largest {
   }
 };
 
-// The sum over the rows `ys` and columns `xs` of the inputs that output (p, q) reads, each times its weights. `at` is the
-// first of them; the others are `row` and `column` further on.
+// The sum over the rows `ys` and columns `xs` of the inputs that output (p, q) reads, each times its weights. `at` is
+// the first of them; the others are `row` and `column` further on.
 template <typename V, typename A>
 __device__ V weighted_sum(const AxisWeights<A>& y, int p, PixelRange ys, const AxisWeights<A>& x, int q, PixelRange xs,
                           const V* at, int row, int column) {
@@ -220,7 +219,8 @@ __device__ V weighted_sum(const AxisWeights<A>& y, int p, PixelRange ys, const A
       V inputs[2][2] = {};
 #pragma unroll
       for (int b = 0; b < 4; ++b)
-        if ((b < 2 || two_rows) && (b % 2 == 0 || two_columns)) inputs[b / 2][b % 2] = input[b / 2 * row + b % 2 * column];
+        if ((b < 2 || two_rows) && (b % 2 == 0 || two_columns))
+          inputs[b / 2][b % 2] = input[b / 2 * row + b % 2 * column];
 #pragma unroll
       for (int b = 0; b < 4; ++b) sum.add(y_weights[b / 2] * x_weights[b % 2], inputs[b / 2][b % 2]);
     }
@@ -275,7 +275,8 @@ __device__ void find_reaching(const Plan<A>& plan, int clip, int frame, const Re
 // These RoIs in ascending order.
 class ReachingRoIs {
  public:
-  SF_HOST_DEVICE ReachingRoIs(const unsigned* reaching, int first) : words_(reaching), bits_(reaching[0]), roi_(first) {}
+  SF_HOST_DEVICE ReachingRoIs(const unsigned* reaching, int first)
+      : words_(reaching), bits_(reaching[0]), roi_(first) {}
 
   // The next one; -1 after the last.
   __device__ int next() {

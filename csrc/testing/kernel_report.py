@@ -87,11 +87,16 @@ def triton_rows() -> list[dict[str, Any]]:
             f"{module.name}.triton"
         ).compile_configurations():
             for arch in TRITON_ARCHS:
-                types = {**signature, **{key: "constexpr" for key in constants if isinstance(key, str)}}
-                # As at run time: torch's allocations are aligned, and Triton specialises on that.
-                aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if "_ptr" in name}
-                aligned = {place: fact for place, fact in aligned.items() if kernel.arg_names[place[0]] in signature}
-                source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
+                # "i64:16" is an int64 that is a multiple of 16, a fact that Triton finds out at a launch; as it does
+                # that torch's allocations are aligned.
+                types = {name: kind.split(":")[0] if isinstance(kind, str) else kind for name, kind in signature.items()}
+                types |= {key: "constexpr" for key in constants if isinstance(key, str)}
+                multiples = {
+                    (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+                    for name, kind in signature.items()
+                    if isinstance(kind, str) and (kind.startswith("*") or kind.endswith(":16"))
+                }
+                source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=multiples)
                 compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
                 rows.append(_triton_row(module.name, kernel, arch, compiled, signature, constants))
     return rows
@@ -107,7 +112,7 @@ def _triton_row(op: str, kernel: Any, arch: int, compiled: Any, signature: dict,
             [cuobjdump(), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     usage = dict(re.findall(r"([A-Z]+)(?:\[0\])?:(\d+)", text.split("Function ")[1]))
-    element = next(kind for kind in signature.values() if str(kind).startswith("*"))
+    element = next(kind.split(":")[0] for kind in signature.values() if str(kind).startswith("*"))
     # A constant is known by its name, or by the path of places that leads to it among the arguments.
     named = {kernel.arg_names[key[0]] if isinstance(key, tuple) else key: value for key, value in constants.items()}
     details = ",".join(f"{key}={value}" for key, value in named.items() if not key.endswith("strides"))

@@ -24,9 +24,7 @@ from slowfast_ops.roi_align_3d.triton_pool_kernels import (
     pool_forward_kernel,
 )
 
-WARPS = 4
-MEAN_BLOCK, MEAN_WARPS = 1024, 4
-POOL_WARPS = 4  # of the pool's backward
+MEAN_BLOCK = {"BLOCK": 1024, "num_warps": 4}
 
 
 def _weights(plan: Plan) -> tuple:
@@ -43,13 +41,17 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _blocks(channels_last: bool, dtype: torch.dtype) -> dict[str, int]:
-    """Outputs and channels of a program: a thread keeps what it knows of each of its outputs in registers."""
-    return {"OUTPUTS": 16, "BLOCK": 128 // dtype.itemsize} if channels_last else {"OUTPUTS": 32, "BLOCK": 8}
+    """Outputs and channels of a program: a thread has 16 bytes of channels, or two of the outputs of one channel."""
+    if channels_last:
+        return {"OUTPUTS": 16, "BLOCK": 256 // dtype.itemsize, "num_warps": 8}
+    return {"OUTPUTS": 32, "BLOCK": 8, "num_warps": 4}
 
 
 def _pool_blocks(channels_last: bool) -> dict[str, int]:
     """Pixels and channels of a program of the pool's backward: many along the memory, few across."""
-    return {"PIXELS": 16, "BLOCK": 128} if channels_last else {"PIXELS": 64, "BLOCK": 16}
+    if channels_last:
+        return {"PIXELS": 16, "BLOCK": 128, "num_warps": 4}
+    return {"PIXELS": 64, "BLOCK": 16, "num_warps": 4}
 
 
 def _frames_alike(features: Tensor, rois: Tensor, options: tuple) -> bool:
@@ -68,14 +70,13 @@ def _temporal_mean(features: Tensor) -> Tensor:
         dtype=torch.promote_types(features.dtype, torch.float32),
         memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format,
     )
-    mean_forward_kernel[(clips * triton.cdiv(channels * height * width, MEAN_BLOCK),)](
+    mean_forward_kernel[(clips * triton.cdiv(channels * height * width, MEAN_BLOCK["BLOCK"]),)](
         features,
         mean,
         *(channels, frames, height, width),
         *features.stride(),
         CHANNELS_LAST=channels_last,
-        BLOCK=MEAN_BLOCK,
-        num_warps=MEAN_WARPS,
+        **MEAN_BLOCK,
     )
     return mean
 
@@ -103,7 +104,6 @@ def forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor | Non
         FEATURES_CHANNELS_LAST=_channels_last(features),
         OUTPUT_CHANNELS_LAST=_channels_last(output),
         **blocks,
-        num_warps=WARPS,
     )
 
 
@@ -123,7 +123,6 @@ def _pool_forward(features: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
         *features.stride(),
         CHANNELS_LAST=_channels_last(features),
         **blocks,
-        num_warps=WARPS,
     )
 
 
@@ -154,7 +153,6 @@ def backward(grad_features: Tensor, rois: Tensor, grad_output: Tensor, argmax: T
             *_strides(grad_features),
             CHANNELS_LAST=channels_last,
             **pool_blocks,
-            num_warps=POOL_WARPS,
         )
         return
     blocks = _blocks(channels_last, grad_features.dtype)
@@ -172,7 +170,6 @@ def backward(grad_features: Tensor, rois: Tensor, grad_output: Tensor, argmax: T
         OUTPUT_CHANNELS_LAST=_channels_last(grad_output),
         FEATURES_CHANNELS_LAST=channels_last,
         **blocks,
-        num_warps=WARPS,
     )
 
 
@@ -180,38 +177,36 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     """(kernel, signature, constants, options) of what the launchers above ask for, for compiling without a GPU."""
     yield from plan_configurations()
     sizes = dict.fromkeys(("channels", "frames", "height", "width", "time_bins", "y_bins", "x_bins"), "i32")
-    pool_sizes = {name: kind for name, kind in sizes.items() if name != "time_bins"}
-    mean_sizes = dict.fromkeys(("channels", "frames", "height", "width"), "i32")
     matrices: dict[str, str] = {}
     for axis in ("time", "y", "x"):
         matrices |= {f"{axis}_weights_ptr": "*fp32", f"{axis}_ranges_ptr": "*i32"}
     per_roi = dict.fromkeys(("boxes_per_roi", "time_rows_per_roi"), "i32")
     members = {"members_ptr": "*i32", "counts_ptr": "*i32"}
-    strides = {tensor: {f"{tensor}_{axis}": "i64" for axis in "ncthw"} for tensor in ("feature", "output")}
-    dense = {tensor: {f"{tensor}_{axis}": "i64" for axis in "nctw"} for tensor in ("feature", "output")}
-    options, clip = {"num_warps": WARPS}, {"clip_ptr": "*i32", **matrices, **per_roi}
+    clip = {"clip_ptr": "*i32", **matrices, **per_roi}
     dtypes = {"*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32}
     for dtype, last in itertools.product(dtypes, (False, True)):
+        # Strides of channels_last_3d tensors are multiples of the channels, of 16 in any network.
+        stride = "i64:16" if last else "i64"
+        strides = {name: {f"{name}_{axis}": stride for axis in "ncthw"} for name in ("feature", "output")}
+        dense = {name: {f"{name}_{axis}": stride for axis in "nctw"} for name in ("feature", "output")}
+        data = {f"{name}_ptr": f"{dtype}:16" for name in ("features", "output", "grad_features", "grad_output")}
+        layouts = {"FEATURES_CHANNELS_LAST": last, "OUTPUT_CHANNELS_LAST": last}
+
+        forward_types = {**data, "argmax_ptr": "*i64", **clip, **sizes, **strides["feature"], **dense["output"]}
+        backward_types = {**data, "argmax_ptr": "*i64", **members, **matrices, **per_roi, **sizes}
+        backward_types |= {"rois": "i32", "distinct_frames": "i32", **strides["output"], **dense["feature"]}
+        of_mean = {**forward_types, "features_ptr": "*fp32:16"}
+        one_layout = {"CHANNELS_LAST": last}
         blocks = _blocks(last, dtypes[dtype])
-        both = {"FEATURES_CHANNELS_LAST": last, "OUTPUT_CHANNELS_LAST": last, **blocks}
-        types = {"features_ptr": dtype, "output_ptr": dtype, **clip, **sizes, **strides["feature"], **dense["output"]}
-        yield forward_kernel, types, both, options
+        yield _configuration(forward_kernel, forward_types, layouts, blocks)
+        yield _configuration(backward_kernel, backward_types, layouts, blocks)
+        yield _configuration(mean_forward_kernel, {**forward_types, "mean_ptr": "*fp32:16"}, one_layout, MEAN_BLOCK)
+        yield _configuration(pool_forward_kernel, forward_types, one_layout, blocks)
+        yield _configuration(pool_forward_kernel, of_mean, one_layout, _blocks(last, torch.float32))
+        yield _configuration(pool_backward_kernel, backward_types, one_layout, _pool_blocks(last))
 
-        types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, **members, **matrices, **per_roi}
-        types |= {"rois": "i32", "distinct_frames": "i32", **sizes, **strides["output"], **dense["feature"]}
-        yield backward_kernel, types, both, options
 
-        types = {"features_ptr": dtype, "mean_ptr": "*fp32", **mean_sizes, **strides["feature"]}
-        yield mean_forward_kernel, types, {"CHANNELS_LAST": last, "BLOCK": MEAN_BLOCK}, {"num_warps": MEAN_WARPS}
-
-        types = {"output_ptr": dtype, "argmax_ptr": "*i64", **clip, **pool_sizes, **strides["feature"]}
-        for features in {dtype, "*fp32"}:  # as they are, or their mean
-            constants = {"CHANNELS_LAST": last, **_blocks(last, dtypes[features])}
-            yield pool_forward_kernel, {"features_ptr": features, **types}, constants, options
-
-        types = {"grad_output_ptr": dtype, "grad_features_ptr": dtype, "argmax_ptr": "*i64", **members}
-        types |= {name: kind for name, kind in matrices.items() if name != "time_ranges_ptr"}
-        types |= {**per_roi, "rois": "i32", "distinct_frames": "i32", **pool_sizes}
-        types |= {"output_n": "i64", "output_c": "i64", **dense["feature"]}
-        constants = {"CHANNELS_LAST": last, **_pool_blocks(last)}
-        yield pool_backward_kernel, types, constants, {"num_warps": POOL_WARPS}
+def _configuration(kernel: Any, types: dict, constants: dict, blocks: dict) -> tuple[Any, dict, dict, dict]:
+    signature = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+    shape = {name: value for name, value in blocks.items() if name != "num_warps"}
+    return kernel, signature, {**constants, **shape}, {"num_warps": blocks["num_warps"]}

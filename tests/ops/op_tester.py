@@ -142,7 +142,7 @@ def only_on_a_gpu(test: Callable) -> Callable:
 
 
 def skip_below_gpu_memory(gib: int) -> None:
-    """Skips the test on a GPU with less free memory than this. Mark it `fills_gpu_memory`, so that none runs beside it."""
+    """Skips the test on a GPU with less free memory than this; mark it `fills_gpu_memory`, to be the only one."""
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     if free < gib * 2**30:
