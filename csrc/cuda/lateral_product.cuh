@@ -33,10 +33,16 @@ void with_columns(int64_t columns, const Function& function) {
     if (columns > 32) return function(std::integral_constant<int, 64>{});
   function(std::integral_constant<int, 32>{});
 }
-// As many as leave a thread the registers it needs: without tensor cores, or in double, more.
+// Blocks that a processor is to hold at once: as many as its shared memory has room for, but for those that need more
+// registers, without tensor cores or in double.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ / 100 == 9 || __CUDA_ARCH__ / 100 == 10)
+constexpr int kSmallBlocks = 3;
+#else
+constexpr int kSmallBlocks = 2;
+#endif
 template <typename T>
 constexpr int blocks_per_processor(int columns) {
-  return columns >= 128 ? (kHasMma ? 2 : 1) : sizeof(T) == 8 ? 2 : 3;
+  return columns >= 128 ? (kHasMma ? 2 : 1) : sizeof(T) == 8 ? 2 : kSmallBlocks;
 }
 
 // ---- instructions, and what stands in for them where they do not exist
@@ -318,7 +324,8 @@ struct TileProduct {
         for (int i = 0; i < 4; ++i) function(sums[m][n][i], row(m, i), column(n, i));
   }
 
-  // The sum of value(element, row) over each column; scratch [kRowParts][kColumns] is free again after a barrier.
+  // The sum of value(element, row, column) over each column; scratch [kRowParts][kColumns] is free again after a
+  // barrier.
   template <typename Value>
   __device__ void sum_columns(Acc* scratch, const Value& value) const {
 #pragma unroll
@@ -328,7 +335,7 @@ struct TileProduct {
         Acc sum = 0;
 #pragma unroll
         for (int m = 0; m < kM; ++m)
-          sum += value(sums[m][n][i], row(m, i), n * 2 + i) + value(sums[m][n][i + 2], row(m, i + 2), n * 2 + i);
+          sum += value(sums[m][n][i], row(m, i), column(n, i)) + value(sums[m][n][i + 2], row(m, i + 2), column(n, i));
         for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, lanes);
         if (threadIdx.x % 32 < 4) scratch[row_part() * kColumns + column(n, i)] = sum;
       }
