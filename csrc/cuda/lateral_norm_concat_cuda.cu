@@ -6,7 +6,7 @@
 namespace slowfast {
 namespace {
 
-constexpr int64_t kSumBlocks = 1024;  // that a sum is split among, on any GPU: the bits do not depend on it
+constexpr int64_t kSumBlocks = 256;  // that a sum is split among, on any GPU: the bits do not depend on it
 
 template <typename Acc>
 struct Norm {

@@ -128,8 +128,22 @@ class TestKernels:
             assert_as_accurate_as_pytorch(*triple, f"result {i}")
 
     @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
+    def test_matches_reference_with_many_channels(self, form, layout, target):
+        """More than 128 columns in every product, in 16 bits: what the widest tiles of the GPU kernels take."""
+        dtype = torch.float16 if torch.float16 in target.dtypes else torch.float32
+        sample = form("many-channels", 1, 8, 2, 5, 16, 40, 136, 3, 4, relu=False)
+        inputs = cast(sample.tensors(), dtype, layout, target.device)
+        with use_backend("reference"):
+            exact = outputs_and_gradients(sample, [x.double() for x in inputs])
+            same = outputs_and_gradients(sample, inputs)
+        with use_backend(target.backend):
+            ours = outputs_and_gradients(sample, inputs)
+        for i, triple in enumerate(zip(*([*x[0], *x[1]] for x in (ours, same, exact)), strict=True)):
+            assert_as_accurate_as_pytorch(*triple, f"result {i}")
+
+    @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
     def test_sums_over_more_tiles_than_parts(self, form, target, monkeypatch):
-        """A frame of one position is a tile; csrc/cuda splits its sums into up to 512 and 1024 parts."""
+        """A frame of one position is a tile of the Triton kernels; the CUDA ones take 128 of them."""
         frames = 1100
         if target.backend == "triton":
             plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
