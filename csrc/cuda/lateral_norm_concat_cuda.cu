@@ -95,7 +95,7 @@ struct Normalisation {
 
 // The first blocks make the lateral channels, the others copy the Slow ones.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 3)
+__global__ void __launch_bounds__(kTileThreads, kBlocks<T>)
     lateral_norm_concat_forward_kernel(const Normalisation<T> lateral, const SlowCopy<T> slow, int64_t normalising) {
   SF_DYNAMIC_SHARED(accumulator_t<T>, shared);
   const int64_t block = blockIdx.x;

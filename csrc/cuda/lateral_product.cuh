@@ -33,16 +33,10 @@ void with_columns(int64_t columns, const Function& function) {
     if (columns > 32) return function(std::integral_constant<int, 64>{});
   function(std::integral_constant<int, 32>{});
 }
-// Blocks that a processor is to hold at once: as many as its shared memory has room for, but for those that need more
-// registers, without tensor cores or in double.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ / 100 == 9 || __CUDA_ARCH__ / 100 == 10)
-constexpr int kSmallBlocks = 3;
-#else
-constexpr int kSmallBlocks = 2;
-#endif
+// Without tensor cores, threads of the widest tiles need more registers.
 template <typename T>
 constexpr int blocks_per_processor(int columns) {
-  return columns >= 128 ? (kHasMma ? 2 : 1) : sizeof(T) == 8 ? 2 : kSmallBlocks;
+  return columns >= 128 ? (kHasMma ? 2 : 1) : kBlocks<T>;
 }
 
 // ---- instructions, and what stands in for them where they do not exist

@@ -18,6 +18,15 @@ constexpr int kRows = 128;           // of a tile
 constexpr int kCopiedChannels = 64;  // of a tile that is copied or normalised
 constexpr int kBatch = 4;            // groups that a thread loads together
 
+// Blocks that a processor is to hold at once: three where shared memory has room for them and no register is spilled.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 9
+template <typename T>
+constexpr int kBlocks = std::is_same_v<T, bfloat16> || std::is_same_v<T, float> ? 3 : 2;
+#else
+template <typename T>
+constexpr int kBlocks = 2;
+#endif
+
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);  // elements of a group of 16 bytes
 
