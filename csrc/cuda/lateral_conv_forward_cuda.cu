@@ -143,18 +143,17 @@ __global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns
   // About a first mean that is nearly right, so that nothing cancels and the mean is exact to a part of the deviation.
   Acc* scratch = reinterpret_cast<Acc*>(shared);
   tile.product.sum_columns(scratch, [](Acc value, int, int) { return value; });  // rows past the last are zero
-  const Acc inverse = Acc(1) / static_cast<Acc>(count);
-  Acc centre[Product::kN * 2];
-#pragma unroll
-  for (int i = 0; i < Product::kN * 2; ++i)
-    centre[i] = Product::column_sum(scratch, Product::column(i / 2, i % 2)) * inverse;
-  const Acc my_centre = threadIdx.x < kColumns ? Product::column_sum(scratch, threadIdx.x) * inverse : Acc(0);
-  Acc* squares = scratch + Product::kRowParts * kColumns;
+  Acc* centres = scratch + Product::kRowParts * kColumns;
+  if (threadIdx.x < kColumns)
+    centres[threadIdx.x] = Product::column_sum(scratch, threadIdx.x) / static_cast<Acc>(count);
   __syncthreads();
-  const auto difference = [&](Acc value, int row, int i) { return row < count ? value - centre[i] : Acc(0); };
+  const auto difference = [&](Acc value, int row, int column) {
+    return row < count ? value - centres[column] : Acc(0);
+  };
+  Acc* squares = centres + kColumns;
   tile.product.sum_columns(scratch, difference);
-  tile.product.sum_columns(squares, [&](Acc value, int row, int i) {
-    const Acc x = difference(value, row, i);
+  tile.product.sum_columns(squares, [&](Acc value, int row, int column) {
+    const Acc x = difference(value, row, column);
     return x * x;
   });
   const int channel = tile.first_channel + static_cast<int>(threadIdx.x);
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(kTileThreads, blocks_per_processor<T>(kColumns
     const double sum = Product::column_sum(scratch, threadIdx.x), correction = sum / count;
     const double deviation = Product::column_sum(squares, threadIdx.x) - sum * correction;
     const int64_t tiles = conv.rows.tiles();
-    partials[channel * tiles + tile.index] = my_centre + correction;
+    partials[channel * tiles + tile.index] = centres[threadIdx.x] + correction;
     partials[(channel + conv.channels) * tiles + tile.index] = deviation < 0 ? 0 : deviation;
   }
   __syncthreads();

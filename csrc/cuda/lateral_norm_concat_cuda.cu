@@ -6,7 +6,7 @@
 namespace slowfast {
 namespace {
 
-constexpr int64_t kSumBlocks = 1024;  // that a sum is split among, on any GPU: the bits do not depend on it
+constexpr int64_t kSumBlocks = 256;  // that a sum is split among, on any GPU: the bits do not depend on it
 
 template <typename Acc>
 struct Norm {
@@ -95,7 +95,7 @@ struct Normalisation {
 
 // The first blocks make the lateral channels, the others copy the Slow ones.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 3)
+__global__ void __launch_bounds__(kTileThreads, kBlocks<T>)
     lateral_norm_concat_forward_kernel(const Normalisation<T> lateral, const SlowCopy<T> slow, int64_t normalising) {
   SF_DYNAMIC_SHARED(accumulator_t<T>, shared);
   const int64_t block = blockIdx.x;

@@ -33,10 +33,10 @@ void with_columns(int64_t columns, const Function& function) {
     if (columns > 32) return function(std::integral_constant<int, 64>{});
   function(std::integral_constant<int, 32>{});
 }
-// As many as leave a thread the registers it needs: without tensor cores, or in double, more.
+// Without tensor cores, threads of the widest tiles need more registers.
 template <typename T>
 constexpr int blocks_per_processor(int columns) {
-  return columns >= 128 ? (kHasMma ? 2 : 1) : sizeof(T) == 8 ? 2 : 3;
+  return columns >= 128 ? (kHasMma ? 2 : 1) : kBlocks<T>;
 }
 
 // ---- instructions, and what stands in for them where they do not exist
@@ -318,7 +318,8 @@ struct TileProduct {
         for (int i = 0; i < 4; ++i) function(sums[m][n][i], row(m, i), column(n, i));
   }
 
-  // The sum of value(element, row) over each column; scratch [kRowParts][kColumns] is free again after a barrier.
+  // The sum of value(element, row, column) over each column; scratch [kRowParts][kColumns] is free again after a
+  // barrier.
   template <typename Value>
   __device__ void sum_columns(Acc* scratch, const Value& value) const {
 #pragma unroll
@@ -328,7 +329,7 @@ struct TileProduct {
         Acc sum = 0;
 #pragma unroll
         for (int m = 0; m < kM; ++m)
-          sum += value(sums[m][n][i], row(m, i), n * 2 + i) + value(sums[m][n][i + 2], row(m, i + 2), n * 2 + i);
+          sum += value(sums[m][n][i], row(m, i), column(n, i)) + value(sums[m][n][i + 2], row(m, i + 2), column(n, i));
         for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, lanes);
         if (threadIdx.x % 32 < 4) scratch[row_part() * kColumns + column(n, i)] = sum;
       }

@@ -18,6 +18,15 @@ constexpr int kRows = 128;           // of a tile
 constexpr int kCopiedChannels = 64;  // of a tile that is copied or normalised
 constexpr int kBatch = 4;            // groups that a thread loads together
 
+// Blocks that a processor is to hold at once: three where shared memory has room for them and no register is spilled.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 9
+template <typename T>
+constexpr int kBlocks = std::is_same_v<T, bfloat16> || std::is_same_v<T, float> ? 3 : 2;
+#else
+template <typename T>
+constexpr int kBlocks = 2;
+#endif
+
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);  // elements of a group of 16 bytes
 
@@ -117,7 +126,7 @@ __device__ SF_INLINE void with_flag(bool flag, const Function& function) {
 }
 
 // The groups of a tile of 128 rows and 64 channels from `first` on that a thread owns, some at a time, so that their
-// loads are in flight together: function(places, channels, exist). Those that do not exist repeat the tile's first one.
+// loads are in flight together: function(places, channels, exist). Those that do not exist repeat another one.
 template <int kGroup, bool kAlongChannels, typename Function>
 __device__ SF_INLINE void for_each_batch(const Rows& rows, const Rows::First& tile, int first, int channels,
                                          const Function& function) {
@@ -129,14 +138,27 @@ __device__ SF_INLINE void for_each_batch(const Rows& rows, const Rows::First& ti
     Rows::Place places[kBatch];
     int of_channel[kBatch];
     bool exist[kBatch];
+    if (kAlongChannels) {  // one group of channels, kBatch rows
+      const int channel = first + begin % kPerRow * kGroup;
+      if (channel >= channels) return;
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int group = begin + i * kTileThreads;
-      const int row = kAlongChannels ? group / kPerRow : group % kPerChannel * kGroup;
-      const int channel = first + (kAlongChannels ? group % kPerRow * kGroup : group / kPerChannel);
-      exist[i] = row < tile.left && channel < channels;
-      places[i] = rows.at(tile, exist[i] ? row : 0);
-      of_channel[i] = exist[i] ? channel : first;
+      for (int i = 0; i < kBatch; ++i) {
+        const int row = (begin + i * kTileThreads) / kPerRow;
+        exist[i] = row < tile.left;
+        places[i] = rows.at(tile, exist[i] ? row : 0);
+        of_channel[i] = channel;
+      }
+    } else {  // one group of rows, kBatch channels
+      const int row = begin % kPerChannel * kGroup;
+      if (row >= tile.left) return;
+      const Rows::Place place = rows.at(tile, row);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int channel = first + (begin + i * kTileThreads) / kPerChannel;
+        exist[i] = channel < channels;
+        places[i] = place;
+        of_channel[i] = exist[i] ? channel : first;
+      }
     }
     function(places, of_channel, exist);
   }
@@ -172,21 +194,20 @@ struct SlowCopy {
     const int first = static_cast<int>(block % channel_groups) * kCopiedChannels;
     for_each_batch<kGroup, kAlongChannels>(
         rows, tile, first, channels, [&](const auto& places, const auto& of_channel, const auto& exist) {
-          Values values[kBatch], others[kBatch];
+          Values values[kBatch];
 #pragma unroll
           for (int i = 0; i < kBatch; ++i)
             values[i] = *reinterpret_cast<const Values*>(slow.at(places[i], of_channel[i]));
           if (has_residual) {
 #pragma unroll
-            for (int i = 0; i < kBatch; ++i)
-              others[i] = *reinterpret_cast<const Values*>(residual.at(places[i], of_channel[i]));
-#pragma unroll
-            for (int i = 0; i < kBatch; ++i)
+            for (int i = 0; i < kBatch; ++i) {
+              const Values other = *reinterpret_cast<const Values*>(residual.at(places[i], of_channel[i]));
 #pragma unroll
               for (int j = 0; j < kGroup; ++j) {
-                const T sum(static_cast<Acc>(values[i].values[j]) + static_cast<Acc>(others[i].values[j]));
+                const T sum(static_cast<Acc>(values[i].values[j]) + static_cast<Acc>(other.values[j]));
                 values[i].values[j] = static_cast<Acc>(sum) < 0 ? T(Acc(0)) : sum;  // a NaN stays, as in torch.relu
               }
+            }
           }
 #pragma unroll
           for (int i = 0; i < kBatch; ++i)

@@ -108,6 +108,18 @@ class TestTrainingForm(LateralTester):
     ]
 
 
+def assert_matches_reference(sample: Sample, dtype: torch.dtype, layout: str, target: Target) -> None:
+    """Outputs and gradients are as accurate as PyTorch's own."""
+    inputs = cast(sample.tensors(), dtype, layout, target.device)
+    with use_backend("reference"):
+        exact = outputs_and_gradients(sample, [x.double() for x in inputs])
+        same = outputs_and_gradients(sample, inputs)
+    with use_backend(target.backend):
+        ours = outputs_and_gradients(sample, inputs)
+    for i, triple in enumerate(zip(*([*x[0], *x[1]] for x in (ours, same, exact)), strict=True)):
+        assert_as_accurate_as_pytorch(*triple, f"result {i}")
+
+
 class TestKernels:
     """What the samples are too small, too wide or too plain for, on every target."""
 
@@ -121,14 +133,7 @@ class TestKernels:
             monkeypatch.setattr(plan, "NORM_PROGRAMS", 6)
             monkeypatch.setattr(plan, "WEIGHT_PROGRAMS", 6)
         sample = form("many-tiles", 1, 200, 1, 9, 15, 14, 67, 5, 2, relu=False)
-        inputs = cast(sample.tensors(), torch.float32, layout, target.device)
-        with use_backend("reference"):
-            exact = outputs_and_gradients(sample, [x.double() for x in inputs])
-            same = outputs_and_gradients(sample, inputs)
-        with use_backend(target.backend):
-            ours = outputs_and_gradients(sample, inputs)
-        for i, triple in enumerate(zip(*([*x[0], *x[1]] for x in (ours, same, exact)), strict=True)):
-            assert_as_accurate_as_pytorch(*triple, f"result {i}")
+        assert_matches_reference(sample, torch.float32, layout, target)
 
     @pytest.mark.parametrize("stored", [False, True])
     def test_stored_gradient_of_the_convolution(self, layout, target, stored, monkeypatch):
@@ -139,18 +144,18 @@ class TestKernels:
         elif stored:
             pytest.skip("only Triton's kernels know both ways")
         sample = training("two-clips", 2, 3, 3, 5, 5, 16, 20, 5, 2, relu=True)
-        inputs = cast(sample.tensors(), torch.float32, layout, target.device)
-        with use_backend("reference"):
-            exact = outputs_and_gradients(sample, [x.double() for x in inputs])
-            same = outputs_and_gradients(sample, inputs)
-        with use_backend(target.backend):
-            ours = outputs_and_gradients(sample, inputs)
-        for i, triple in enumerate(zip(*([*x[0], *x[1]] for x in (ours, same, exact)), strict=True)):
-            assert_as_accurate_as_pytorch(*triple, f"result {i}")
+        assert_matches_reference(sample, torch.float32, layout, target)
+
+    @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
+    def test_matches_reference_with_many_channels(self, form, layout, target):
+        """More than 128 columns in every product, in 16 bits: what the widest tiles of the GPU kernels take."""
+        dtype = torch.float16 if torch.float16 in target.dtypes else torch.float32
+        sample = form("many-channels", 1, 8, 2, 5, 16, 40, 136, 3, 4, relu=False)
+        assert_matches_reference(sample, dtype, layout, target)
 
     @pytest.mark.parametrize("form", [inference, training], ids=["inference", "training"])
     def test_sums_over_more_tiles_than_parts(self, form, target, monkeypatch):
-        """csrc/cuda splits its sums into up to 512 and 1024 parts, Triton's kernels here into 6."""
+        """The CUDA kernels take 128 rows a tile; the sums of Triton's are split into 6 parts here."""
         frames = 1100
         if target.backend == "triton":
             plan = importlib.import_module("slowfast_ops.lateral_conv_concat.triton_plan")
