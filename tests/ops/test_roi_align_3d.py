@@ -192,6 +192,9 @@ class TestRoIAlign3DPool(OpTester):
     samples = [
         sample("pool-boxes", (2, 19, 4, 7, 9), BOXES, 3, pool=True),
         sample("pool-boxes-whole-frames", (2, 72, 4, 5, 4), BOXES, (2, 2, 3), pool=True),
+        sample(
+            "pool-boxes-overlapping", (1, 3, 2, 9, 8), [[0.0, 5 * i, 7 * i, 40, 60] for i in range(5)], 2, pool=True
+        ),
         sample("pool-boxes-time-bins", (2, 3, 5, 6, 6), BOXES, (3, 2, 2), pool=True, sampling_ratio=2),
         sample("pool-cuboids", (2, 3, 4, 6, 7), CUBOIDS, (2, 3), pool=True, temporal_scale=0.5, aligned=False),
         sample("pool-tubelets", (2, 3, 3, 7, 6), tubelets(3)[1:3], (3, 2), pool=True),
