@@ -89,7 +89,9 @@ def triton_rows() -> list[dict[str, Any]]:
             for arch in TRITON_ARCHS:
                 # "i64:16" is an int64 that is a multiple of 16, a fact that Triton finds out at a launch; as it does
                 # that torch's allocations are aligned.
-                types = {name: kind if isinstance(kind, tuple) else kind.split(":")[0] for name, kind in signature.items()}
+                types = {
+                    name: kind if isinstance(kind, tuple) else kind.split(":")[0] for name, kind in signature.items()
+                }
                 types |= {key: "constexpr" for key in constants if isinstance(key, str)}
                 multiples = {
                     (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
