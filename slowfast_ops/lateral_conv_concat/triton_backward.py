@@ -1,10 +1,10 @@
 """The backward kernels of the lateral convolution in Triton, for both forms of the op; triton.py launches them.
 
-The gradient of the convolution's output is computed, as its tiles are loaded, from what the forward kept; it is never
-stored. The gradient of fast is in gather form, alpha frames at a time: which Slow frames read the Fast frames alpha g
-to alpha g + alpha - 1, and through which taps, is the same for every g, so that all of them are one matrix product with
-the weight as it lies in memory. The gradient of weight is a sum over all rows: programs take parts of them, a split
-that depends on the shapes only, and a second kernel adds the parts in their order.
+The gradient of the convolution's output is computed from what the forward kept: as its tiles are loaded, or, in the
+training form of wide layers, once beforehand. The gradient of fast is in gather form, alpha frames at a time: which
+Slow frames read the Fast frames alpha g to alpha g + alpha - 1, and through which taps, is the same for every g, so
+that all of them are one matrix product with the weight as it lies in memory. The gradient of weight is a sum over all
+rows: programs take parts of them, a split that depends on the shapes only, and a second kernel adds the parts in order.
 
 Tiles, `extent`, `strides` and LAYOUT are those of triton_forward.py. KEPT says what the forward kept: 0 nothing, 1 the
 output behind the ReLU, 2 the convolution's output (training form).
