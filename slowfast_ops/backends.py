@@ -1,8 +1,8 @@
 """Which implementation of an op runs, and why.
 
 Every op has up to four: `reference` (plain PyTorch, any device and dtype), `cpu` and `cuda` (the compiled kernels) and
-`triton`. `auto`, the default, picks by device, and on a GPU by what was measured (preferences.py); a backend asked for
-by name is used, or is an error that says why not.
+`triton`. `auto`, the default, picks by device and by what was measured (preferences.py); a backend asked for by name is
+used, or is an error that says why not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from slowfast_ops import _native
-from slowfast_ops.preferences import gpu_backends
+from slowfast_ops.preferences import preferred_backends
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _ENVIRONMENT = "SLOWFAST_OPS_BACKEND"
@@ -102,7 +102,7 @@ class OpBackends:
         if _requested != "auto":
             reason = self.why_not(_requested, device_type, dtype)
             return (_requested, None) if reason is None else (None, reason)
-        for backend in ("cpu",) if device_type == "cpu" else gpu_backends(self.op, shape_class):
+        for backend in preferred_backends(self.op, device_type, shape_class):
             if self.why_not(backend, device_type, dtype) is None:
                 return backend, None
         return "reference", None

@@ -13,6 +13,7 @@ import torch
 import slowfast_ops
 from slowfast_ops import _native
 from slowfast_ops.backends import OpBackends, requested_backend
+from slowfast_ops.preferences import measured
 
 
 def _version_of(package: str) -> str | None:
@@ -28,7 +29,12 @@ def collect() -> dict[str, Any]:
     ops = {}
     for name, backends in sorted(OpBackends.registry.items()):
         ops[name] = {
-            device: {"runs": runs, "problem": problem, "backends": dict(backends.explain(device))}
+            device: {
+                "runs": runs,
+                "problem": problem,
+                "backends": dict(backends.explain(device)),
+                "measured": [entry._asdict() for entry in measured(name, device)],
+            }
             for device in ("cpu", "cuda")
             for runs, problem in [backends.choose(device, torch.float32)]
         }
@@ -82,6 +88,11 @@ def render(info: dict[str, Any]) -> str:
             absent = " (this machine has none)" if device == "cuda" and not machine["cuda_devices"] else ""
             lines.append(f"  tensors on {device}{absent}: {outcome}")
             lines += [f"    {backend:<10} {reason}" for backend, reason in choice["backends"].items()]
+            for entry in choice["measured"]:
+                order = ", then ".join(entry["backends"])
+                lines.append(
+                    f"    measured   auto prefers {order} for {entry['shape_class']} tensors ({entry['measurement']})"
+                )
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The order in which `auto` tries the backends on a GPU: by measurement where there is one, else the default."""
+"""The order in which `auto` tries the backends: by measurement where there is one, else the default."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from typing import NamedTuple
 
 import torch
 
-DEFAULT = ("cuda", "triton")  # the compiled kernels where they were built, else Triton
+DEFAULT = {
+    "cpu": ("cpu",),
+    "cuda": ("cuda", "triton"),  # the compiled kernels where they were built, else Triton
+}
 
 
 class Preference(NamedTuple):
-    """A measured exception to the default."""
+    """A measured exception to the default. What is named first and can run does; if none can, `reference` does."""
 
     op: str  # as in `OpBackends.registry`
     shape_class: str  # what the op passes to `OpBackends.select`; "any" for all
-    device: str  # the beginning of torch.cuda.get_device_name(), e.g. "NVIDIA H100"; "" for all
+    device: str  # "cpu", or the beginning of torch.cuda.get_device_name(), e.g. "NVIDIA H100"
     backends: tuple[str, ...]  # from the fastest to the slowest
-    measurement: str  # the file under benchmarks/results/ that shows it
+    measurement: str  # the file that shows it: results, or the benchmark of a CPU
 
 
 # From the particular to the general: the first that fits counts. Nothing is entered without its measurement.
 MEASURED: tuple[Preference, ...] = (
+    # The same copy as torch's own, a call of which costs less than one of the op.
+    Preference("temporal_gather", "contiguous", "cpu", ("reference",), "benchmarks/bench_temporal_gather.py"),
     Preference(
         "lateral_conv_concat",
         "any",
@@ -32,12 +37,23 @@ MEASURED: tuple[Preference, ...] = (
 )
 
 
-def gpu_backends(op: str, shape_class: str = "any") -> tuple[str, ...]:
-    """The backends that `auto` tries for `op` on the current GPU, in order."""
-    for entry in MEASURED:
-        if entry.op == op and entry.shape_class in ("any", shape_class) and _device_name().startswith(entry.device):
+def measured(op: str, device_type: str) -> list[Preference]:
+    """The exceptions for `op` on a CPU, or on the current GPU."""
+    return [entry for entry in MEASURED if entry.op == op and _is_on(device_type, entry.device)]
+
+
+def preferred_backends(op: str, device_type: str, shape_class: str = "any") -> tuple[str, ...]:
+    """The backends that `auto` tries for `op` on a CPU, or on the current GPU, in order."""
+    for entry in measured(op, device_type):
+        if entry.shape_class in ("any", shape_class):
             return entry.backends
-    return DEFAULT
+    return DEFAULT["cpu" if device_type == "cpu" else "cuda"]
+
+
+def _is_on(device_type: str, device: str) -> bool:
+    if device_type == "cpu" or device == "cpu":
+        return device_type == device
+    return _device_name().startswith(device)
 
 
 @torch.compiler.assume_constant_result  # torch.compile asks when it traces, and cannot trace the question itself

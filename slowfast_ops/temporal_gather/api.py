@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slowfast_ops._transfer import to_device
-from slowfast_ops.backends import OpBackends, requested_backend
+from slowfast_ops.backends import OpBackends
 from slowfast_ops.temporal_gather import ops, reference
 
 BACKENDS = OpBackends("temporal_gather", cpu=True, cuda=True, triton=True)
@@ -52,8 +52,8 @@ def slow_frame_indices(num_frames: int, alpha: int, slow_sampling: str = "linspa
 def temporal_gather(x: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
     """Picks frames along time: `out[n, c, i] = x[n, c, indices[n, i]]`.
 
-    Where the backend is not asked for by name, a contiguous CPU tensor that needs no gradient goes to
-    `torch.index_select` (with one set of indices): the same copy, and a call of it costs less than one of the op.
+    Where the backend is not asked for by name, contiguous CPU tensors go to `torch.index_select` (with one set of
+    indices): the same copy, and a call of it costs less than one of the op.
 
     Args:
         x: floating point [N, C, T, H, W], any strides.
@@ -75,33 +75,25 @@ def temporal_gather(x: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
         indices = torch.tensor(list(indices), dtype=torch.int64)
     if indices.dtype != torch.int64 or indices.dim() not in (1, 2):
         raise ValueError(f"indices must be int64 [T'] or [N, T'], got {indices.dtype} {list(indices.shape)}")
-    if indices.dim() == 1 and _index_select_is_faster(x):
-        _check_range(indices, x.shape[2])
-        return torch.index_select(x, 2, indices.to(x.device))
-    if indices.dim() == 1:
-        indices = indices.expand(x.shape[0], indices.shape[0])
-    if indices.shape[0] != x.shape[0]:
+    if indices.dim() == 2 and indices.shape[0] != x.shape[0]:
         raise ValueError(f"indices has {indices.shape[0]} rows for the {x.shape[0]} clips of x")
     indices = to_device(indices, x.device)
     if x.device.type == "cpu":
         _check_range(indices, x.shape[2])
-    backend = BACKENDS.select(x)
+    backend = BACKENDS.select(x, _shape_class(x, indices))
     if backend == "reference":
-        return reference.temporal_gather(x, indices.clamp(0, x.shape[2] - 1))
+        return reference.temporal_gather(x, indices if x.device.type == "cpu" else indices.clamp(0, x.shape[2] - 1))
+    if indices.dim() == 1:
+        indices = indices.expand(x.shape[0], indices.shape[0])
     if backend == "triton":
         return ops.temporal_gather_triton(x, indices)
     return ops.temporal_gather(x, indices)
 
 
-def _index_select_is_faster(x: Tensor) -> bool:
-    """Whether torch's own copy, which is as fast for contiguous frames, wins because a call of it costs less."""
-    return (
-        x.device.type == "cpu"
-        and x.is_contiguous()
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and requested_backend() == "auto"
-        and not torch.compiler.is_compiling()
-    )
+def _shape_class(x: Tensor, indices: Tensor) -> str:
+    """Of preferences.py. The op sums 16-bit gradients wider than torch does, and stays one node for a compiler."""
+    plain = indices.dim() == 1 and x.is_contiguous() and not torch.compiler.is_compiling()
+    return "contiguous" if plain and (x.element_size() > 2 or not x.requires_grad) else "any"
 
 
 def _check_range(indices: Tensor, frames: int) -> None:

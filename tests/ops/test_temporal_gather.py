@@ -99,17 +99,20 @@ def test_equals_indexing(shape, data, channels_last, dtype):
     assert torch.equal(temporal_gather(x, indices), expected)
 
 
-def test_contiguous_cpu_tensors_without_gradient_take_index_select():
+def test_contiguous_cpu_tensors_take_index_select():
     x, indices = torch.randn(2, 3, 4, 5, 6), torch.tensor([3, 0, 3])
     recorder = OpRecorder()
     with recorder:
         y = temporal_gather(x, indices)
-        temporal_gather(x.contiguous(memory_format=torch.channels_last_3d), indices)
         temporal_gather(x.clone().requires_grad_(), indices)
+        assert not recorder.calls
+        temporal_gather(x.contiguous(memory_format=torch.channels_last_3d), indices)
+        temporal_gather(x.bfloat16().requires_grad_(), indices)  # whose gradient the op sums in float32
+        temporal_gather(x, indices.expand(2, 3))
         with use_backend("cpu"):
             temporal_gather(x, indices)
     assert torch.equal(y, x[:, :, indices])
-    assert len(recorder.calls) == 3
+    assert len(recorder.calls) == 4
     with pytest.raises(ValueError, match=r"indices must lie in \[0, 4\)"):
         temporal_gather(x, [4])
 
