@@ -12,6 +12,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`. From the host to a GPU it goes by pinned memory, which neither waits for the stream nor
     keeps a CUDA graph from capturing the copy; so the graph goes on reading the values of the time of its capture.
     """
+    if tensor.device == device:
+        return tensor
     if tensor.device.type == "cpu" and device.type == "cuda" and not torch.compiler.is_compiling():
         tensor = tensor.contiguous().pin_memory()
         if torch.cuda.is_current_stream_capturing():
