@@ -53,7 +53,7 @@ def test_settings_are_fields_of_ours(yaml_folder: Path, name: str) -> None:
     train, test = config.train_settings(), config.test_settings()
     data_class = AvaDataConfig if name.startswith("AVA") else KineticsDataConfig
     TrainConfig(**train).schedule().at(1.5)
-    TestConfig(checkpoint=Path("x"), **test)
+    TestConfig(weights=Path("x"), **test)
     data_class(root=".", **train["data"])
     data_class(root=".", **test["data"])
 
