@@ -32,7 +32,7 @@ step "build for sm_$capability" 240 env SLOWFAST_CUDA=1 SLOWFAST_CUDA_ARCHS="$ca
 export PYTHONPATH=$PWD
 
 parallel=()
-"$python" -c 'import xdist' 2>/dev/null && parallel=(-n "$(($(nproc) < 12 ? $(nproc) : 12))" --dist loadgroup)
+"$python" -c 'import xdist' 2>/dev/null && parallel=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
 step "GPU tests" 240 env FAIL_WITHOUT_CUDA=1 "$python" -m pytest -q tests/ops "${parallel[@]}" \
   --ignore tests/ops/test_sanitizers.py --ignore tests/ops/test_kernel_report.py \
   -k "(cuda or triton) and not cuda-on-cpu" &

@@ -14,6 +14,7 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
 
 from slowfast_ops import _native, requested_backend, use_backend
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
@@ -53,9 +54,26 @@ def global_state_stays():
 def pytest_configure() -> None:
     if os.environ.get("FAIL_WITHOUT_CUDA") == "1" and not torch.cuda.is_available():
         pytest.exit("FAIL_WITHOUT_CUDA=1, but torch finds no CUDA device", returncode=1)
+    if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # of -n: all test processes together take the machine's cores
+        threads = max(1, CORES // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the commands that tests run
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of ``pytest -n auto``: a process takes up to 2.5 GB."""
+    return min(CORES, 8)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"  # the marker xdist_group has no meaning without it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.get_closest_marker("starts_first"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("needs_cuda"):

@@ -19,6 +19,8 @@ from slowfast_model.paper_tables import measured_rows
 from slowfast_ops import use_backend
 from tests.model.reference import Reference
 
+pytestmark = pytest.mark.xdist_group("complexity")  # for the rows of the paper's table, which take a while
+
 
 @pytest.mark.parametrize(("name", "crop_size"), [("slow_tiny", 150), ("slowfast_tiny", 64), ("slowfast_r50_4x16", 64)])
 def test_counts_equal_torchs_flop_counter(name: str, crop_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable
@@ -51,6 +52,12 @@ def compiled_for_the_cpu():
 @pytest.fixture
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The Target; for CUDA_ON_CPU, with the CPU kernels of every op replaced by the CUDA ones."""
+    if request.param is op_tester.TRITON_INTERPRETER:
+        from triton.runtime.interpreter import interpreter_builder
+
+        # A fifth of its time goes into looking for overflows of int32, of which samples so small have none.
+        quick = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+        monkeypatch.setattr(interpreter_builder, "options", quick)
     if request.param is not op_tester.CUDA_ON_CPU:
         yield request.param
         return

@@ -53,6 +53,9 @@ def outputs_and_gradients(sample: Sample, tensors: Sequence[Tensor]) -> tuple[li
     return [o.detach() for o in outputs], gradients
 
 
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
+
+
 def cast(tensors: Sequence[Tensor], dtype: torch.dtype, layout: str, device: str = "cpu") -> list[Tensor]:
     """The sample's tensors in a dtype and a memory layout: contiguous, channels_last_3d or sliced (strided)."""
     result = []
@@ -152,7 +155,7 @@ def skip_below_gpu_memory(gib: int) -> None:
 def assert_matches_reference(
     sample: Sample, dtype: torch.dtype, layout: str, target: Target, *, gradients: bool = True
 ) -> None:
-    """Outputs, and gradients if asked for, are as accurate as PyTorch's own in this dtype."""
+    """Outputs, and gradients if asked for, are as accurate as PyTorch's own in this dtype; outputs keep the layout."""
     inputs = cast(sample.tensors(), dtype, layout, target.device)
     with use_backend("reference"):
         exact = outputs_and_gradients(sample, [t.double() for t in inputs])
@@ -161,12 +164,14 @@ def assert_matches_reference(
         ours = outputs_and_gradients(sample, inputs)
     for i, triple in enumerate(zip(ours[0], same_dtype[0], exact[0], strict=True)):
         assert_as_accurate_as_pytorch(*triple, f"{dtype} output {i}")
+        if triple[0].dim() == 5 and triple[0].numel() and layout in MEMORY_FORMATS:
+            assert triple[0].is_contiguous(memory_format=MEMORY_FORMATS[layout]), f"strides {triple[0].stride()}"
     if gradients:
         for i, triple in enumerate(zip(ours[1], same_dtype[1], exact[1], strict=True)):
             assert_as_accurate_as_pytorch(*triple, f"{dtype} gradient of input {i}")
 
 
-fills_gpu_memory = pytest.mark.xdist_group("GPU memory")  # for `pytest -n N --dist loadgroup`
+fills_gpu_memory = pytest.mark.xdist_group("GPU memory")
 
 
 class OpTester:
@@ -185,17 +190,6 @@ class OpTester:
             # A kink makes a gradient in low precision jump.
             gradients = sample.smooth or dtype == torch.float64
             assert_matches_reference(sample, dtype, layout, target, gradients=gradients)
-
-    def test_keeps_memory_format(self, sample: Sample, target: Target) -> None:
-        for layout, memory_format in (
-            ("contiguous", torch.contiguous_format),
-            ("channels_last_3d", torch.channels_last_3d),
-        ):
-            with use_backend(target.backend):
-                result = sample.function(*cast(sample.tensors(), torch.float32, layout, target.device))
-            for output in [result] if isinstance(result, Tensor) else result:
-                if output is not None and output.dim() == 5 and output.numel():
-                    assert output.is_contiguous(memory_format=memory_format), f"{layout}: strides {output.stride()}"
 
     @only_real_targets
     def test_gradcheck(self, sample: Sample, target: Target) -> None:
@@ -256,6 +250,7 @@ class OpTester:
                 reference = outputs_and_gradients(sample, inputs)
         assert [t.dtype for t in [*ours[0], *ours[1]]] == [t.dtype for t in [*reference[0], *reference[1]]]
 
+    @only_real_targets
     def test_same_bits_for_any_number_of_threads(self, sample: Sample, target: Target) -> None:
         inputs = cast(sample.tensors(), torch.float32, "contiguous", target.device)
         results = []

@@ -21,6 +21,7 @@ def runtime(name: str) -> str:
     return path
 
 
+@pytest.mark.starts_first
 @pytest.mark.skipif(os.environ.get("SLOWFAST_SANITIZE") == "1", reason="this is the inner run")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_cuda_kernels_are_clean():
