@@ -2,7 +2,8 @@
 
 No torch is needed to build. Environment variables:
   SLOWFAST_CUDA        unset: CUDA kernels are built if nvcc is found; 1: its absence is an error; 0: they are skipped
-  SLOWFAST_CUDA_ARCHS  compute capabilities, e.g. "80 90" (default: CUDA_ARCHS below; PTX of the last one is embedded)
+  SLOWFAST_CUDA_ARCHS  compute capabilities, e.g. "80 90" (default: those of this machine's GPUs, or CUDA_ARCHS below
+                       where there is none; PTX of the last one is embedded, which newer GPUs compile for themselves)
   CUDA_HOME, NVCC      where to look for nvcc before PATH
   CXX, CXXFLAGS        the C++ compiler and extra flags
   SLOWFAST_OPENMP=0    builds without OpenMP (single-threaded kernels)
@@ -50,15 +51,27 @@ def find_nvcc() -> tuple[str | None, str]:
     return None, "nvcc not found (put it on PATH or set CUDA_HOME, then install again)"
 
 
+def gpu_archs() -> list[str]:
+    """The compute capabilities of this machine's GPUs, ascending; none where the driver names none."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = {match[1] + match[2] for match in re.finditer(r"^(\d+)\.(\d)$", text, re.MULTILINE)}
+    return sorted(found, key=int)
+
+
 def cuda_archs(nvcc: str) -> list[str]:
-    """The wanted compute capabilities that this nvcc knows."""
+    """The compute capabilities to compile for, of those that this nvcc knows."""
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
+    known = re.findall(r"sm_(\w+)", listed)
     wanted = re.split(r"[\s,;]+", os.environ.get("SLOWFAST_CUDA_ARCHS", "").replace(".", "").strip())
-    wanted = [arch for arch in wanted if arch] or list(CUDA_ARCHS)
-    known = re.findall(r"sm_(\w+)", subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout)
-    archs = [arch for arch in wanted if arch in known]
-    if not archs:
-        raise SystemExit(f"SLOWFAST_CUDA_ARCHS={' '.join(wanted)}: {nvcc} knows only {' '.join(known)}")
-    return archs
+    wanted = [arch for arch in wanted if arch]
+    for choice in [wanted] if wanted else [gpu_archs(), CUDA_ARCHS]:
+        if archs := [arch for arch in choice if arch in known]:
+            return archs
+    raise SystemExit(f"SLOWFAST_CUDA_ARCHS={' '.join(wanted)}: {nvcc} knows only {' '.join(known)}")
 
 
 def works(command: list[str], source: str) -> bool:

@@ -14,6 +14,7 @@ from slowfast_ops import _native
 from slowfast_ops.backends import OpBackends
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+pytestmark = pytest.mark.xdist_group("kernel report")  # made once for all tests of it
 
 
 @pytest.fixture(scope="module")
