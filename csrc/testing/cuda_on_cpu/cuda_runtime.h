@@ -3,10 +3,9 @@
 // and wrong reductions without a GPU. It says nothing about speed.
 //
 // How: blocks run one after another; the threads of a block are fibers that switch only at barriers and shuffles.
-// Between two barriers they run in the order of `thread_order` (ascending, descending or shuffled), so a missing
-// __syncthreads() gives a different result for some order. Dynamic shared memory starts as NaN bytes for each block. A
-// barrier that only some threads reach is an error. Limits: no two threads run at the same instant (atomics are plain),
-// and a warp meets only at *_sync calls.
+// Between two barriers they run in an order that is shuffled anew each time, so a missing __syncthreads() gives a wrong
+// result. Dynamic shared memory starts as NaN bytes for each block. A barrier that only some threads reach is an error.
+// Limits: no two threads run at the same instant (atomics are plain), and a warp meets only at *_sync calls.
 #pragma once
 
 #include <ucontext.h>
@@ -73,8 +72,7 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
 
 namespace cuda_on_cpu {
 
-enum class ThreadOrder { kAscending, kDescending, kShuffled };
-inline ThreadOrder thread_order = ThreadOrder::kAscending;
+inline std::minstd_rand random_order;  // of threads, the same in every run
 
 constexpr int kWarp = 32;
 constexpr size_t kStackBytes = 256 * 1024;
@@ -241,10 +239,9 @@ inline void run_block(Block& block) {
     makecontext(&fiber.context, fiber_main, 0);
   }
   std::vector<int> order(count);
-  for (int i = 0; i < count; ++i) order[i] = thread_order == ThreadOrder::kDescending ? count - 1 - i : i;
-  std::mt19937 random(12345);
+  for (int i = 0; i < count; ++i) order[i] = i;
   for (;;) {
-    if (thread_order == ThreadOrder::kShuffled) std::shuffle(order.begin(), order.end(), random);
+    std::shuffle(order.begin(), order.end(), random_order);
     for (int i : order) {
       Fiber& fiber = block.fibers[i];
       if (fiber.state != Fiber::kReady) continue;
