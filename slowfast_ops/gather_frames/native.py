@@ -35,6 +35,11 @@ def outputs(
     return slow, fast
 
 
+def colours_of(colour: Sequence[int]) -> list[tuple[int, ...]]:
+    """The six integers of each clip."""
+    return [tuple(colour[i : i + 6]) for i in range(0, len(colour), 6)]
+
+
 def windows_of(geometry: Sequence[int]) -> list[tuple[int, ...]]:
     """(resized height, resized width, top, left) of each clip."""
     return [tuple(geometry[i : i + 4]) for i in range(0, len(geometry), 4)]
@@ -42,6 +47,8 @@ def windows_of(geometry: Sequence[int]) -> list[tuple[int, ...]]:
 
 def forward_cpu(
     clips: Sequence[Tensor],
+    chroma: Sequence[Tensor],
+    colour: Sequence[int],
     indices: Tensor,
     geometry: Sequence[int],
     size: Sequence[int],
@@ -69,8 +76,12 @@ def forward_cpu(
     weights = allocate((n, row_taps * h + column_taps * (w + 3)), like=indices, dtype=compute)
     threads = max(1, min(num_threads(), n * frames * h * w // MIN_PIXELS_PER_THREAD))
     rows = allocate((threads, 3 * (widest + column_taps + w) + 4), like=indices, dtype=compute)
+    rgb_bytes = 3 * (row_taps + 2) * (widest + widest % 2) if chroma else 0
+    rgb = allocate((threads, rgb_bytes), like=indices, dtype=torch.uint8)
     library().gather_frames_cpu(
         [view(clip) for clip in clips],
+        [view(planes) for planes in chroma],
+        colours_of(colour),
         windows,
         flip,
         view(indices),
@@ -83,12 +94,15 @@ def forward_cpu(
         view(firsts),
         view(weights),
         view(rows),
+        view(rgb),
     )
     return slow, fast
 
 
 def forward_cuda(
     clips: Sequence[Tensor],
+    chroma: Sequence[Tensor],
+    colour: Sequence[int],
     indices: Tensor,
     geometry: Sequence[int],
     size: Sequence[int],
@@ -104,6 +118,8 @@ def forward_cuda(
     slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
     library().gather_frames_cuda(
         [view(clip) for clip in clips],
+        [view(planes) for planes in chroma],
+        colours_of(colour),
         windows_of(geometry),
         flip,
         view(indices),
