@@ -50,11 +50,12 @@ def write_numbered_video(
     rotation: int | None = None,
     height: int = HEIGHT,
     width: int = WIDTH,
+    pixel_format: str = "yuv420p",
 ) -> Path:
     """Writes a video of numbered frames; ``timestamps`` (in ``time_base``) make the rate variable."""
     with av.open(str(path), "w", format=container_format) as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.codec_context.gop_size = key_frame_every
         stream.codec_context.max_b_frames = b_frames
         stream.codec_context.thread_count = 1

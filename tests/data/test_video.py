@@ -130,6 +130,75 @@ def test_only_the_group_of_pictures_of_a_clip_is_decoded(
     assert len(decoded) <= 10  # from the key frame at 200 up to the one that follows 206
 
 
+# Codecs beside H.264, other sizes and other pixels than 8-bit 4:2:0. Not every FFmpeg has all of these encoders.
+OTHER_VIDEOS = {
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "vp9_of_odd_size.webm": {"codec": "libvpx-vp9", "height": 51, "width": 97},
+    "vp8.webm": {"codec": "libvpx"},
+    "av1.mp4": {"codec": "libsvtav1", "height": 64, "width": 128},
+    "av1_10_bits.mkv": {"codec": "libsvtav1", "height": 64, "width": 128, "pixel_format": "yuv420p10le"},
+    "h265.mp4": {"codec": "libx265"},
+    "h265_10_bits.mp4": {"codec": "libx265", "pixel_format": "yuv420p10le"},
+    "h264_422_10_bits.mp4": {"pixel_format": "yuv422p10le"},
+    "h264_444.mkv": {"pixel_format": "yuv444p"},
+    "h264_full_range.mp4": {"pixel_format": "yuvj420p"},
+    "mpeg2.ts": {"codec": "mpeg2video"},
+    "mpeg2.mp4": {"codec": "mpeg2video"},
+    "grey.mkv": {"codec": "ffv1", "pixel_format": "gray"},
+    "rgb.mkv": {"codec": "ffv1", "pixel_format": "bgr0"},
+    "motion_jpeg.avi": {"codec": "mjpeg", "pixel_format": "yuvj422p", "b_frames": 0},
+    "raw.avi": {"codec": "rawvideo", "pixel_format": "bgr24", "b_frames": 0},
+    "prores.mov": {"codec": "prores_ks", "pixel_format": "yuv422p10le", "b_frames": 0},
+    "windows.wmv": {"codec": "wmv2", "b_frames": 0},
+    "flash.flv": {"codec": "flv", "b_frames": 0},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VIDEOS)
+def test_other_codecs_sizes_and_pixels(numbered_video: Callable[..., Path], name: str) -> None:
+    options = OTHER_VIDEOS[name]
+    try:
+        path = numbered_video(name, 40, **options)
+    except (av.codec.codec.UnknownCodecError, av.error.FFmpegError) as error:
+        pytest.skip(f"this FFmpeg cannot write it: {error}")
+    expected, times = decode_with_pyav(path)
+    for pixels in ("rgb", "yuv"):
+        with VideoReader(path, pixels=pixels) as video:
+            assert video.size == expected[0].shape[:2] == (options.get("height", 48), options.get("width", 96))
+            assert video.fps == pytest.approx(30, rel=1e-2)
+            for frames, starts, places in [
+                (*video.read_frames(), list(range(40))),
+                (*video.read((np.array([30, 3, 17, 39]) + 0.5) / 30), [30, 3, 17, 39]),
+            ]:
+                np.testing.assert_allclose(starts, np.array(times)[places], atol=1e-3)
+                images = frames.rgb().numpy() if pixels == "yuv" else frames
+                assert [number_of(image) for image in images] == places
+                if pixels == "rgb":
+                    np.testing.assert_array_equal(images, np.stack(expected)[places])
+
+
+def test_a_size_that_changes_midway_is_scaled(tmp_path: Path) -> None:
+    parts = [
+        write_numbered_video(tmp_path / "a.h264", 20, b_frames=0),
+        write_numbered_video(tmp_path / "b.h264", 20, b_frames=0, height=96, width=144),
+    ]
+    path = tmp_path / "both.h264"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for pixels in ("rgb", "yuv"):
+        with VideoReader(path, pixels=pixels) as video:
+            assert video.size == (48, 96)
+            frames, _ = video.read_frames()
+            images = frames.rgb().numpy() if pixels == "yuv" else frames
+            assert images.shape == (40, 48, 96, 3)
+            assert [number_of(image) for image in images] == [*range(20), *range(20)]
+            assert len(video.read([0.1, 1.0, 0.3])[0]) == 3
+
+
+def test_pixels_are_rgb_or_yuv(numbered_video: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="pixels='bgr': expected 'rgb' or 'yuv'"):
+        VideoReader(numbered_video(), pixels="bgr")
+
+
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_rotation_in_the_metadata_is_applied(numbered_video: Callable[..., Path], rotation: int) -> None:
     upright, turned = numbered_video("plain.mp4", 3), numbered_video("turned.mp4", 3, rotation=rotation)
@@ -137,6 +206,10 @@ def test_rotation_in_the_metadata_is_applied(numbered_video: Callable[..., Path]
         expected = np.rot90(video.read([0.05])[0][0], rotation // 90)
     with VideoReader(turned) as video:
         np.testing.assert_array_equal(video.read([0.05])[0][0], expected)
+        assert video.size == expected.shape[:2]
+    with VideoReader(turned, pixels="yuv") as video:
+        planes = video.read([0.05])[0].rgb().numpy()[0].astype(int)
+        assert np.abs(planes - expected).max() <= 1
         assert video.size == expected.shape[:2]
 
 
