@@ -18,6 +18,7 @@ from slowfast_model.data.ava_annotations import NO_LABEL, AvaFiles, KeyFrames, c
 from slowfast_model.data.boxes import is_visible, to_input_pixels
 from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, make_pathways
 from slowfast_model.data.loaders import ClipDataModule, evaluation_loader
+from slowfast_model.data.protocols import PROTOCOLS, ClipRules
 from slowfast_model.data.sampling import ClipGeometry, full_frame_geometry, key_frame_times, random_geometry
 from slowfast_model.data.video import Frames, VideoError, VideoReader
 from slowfast_model.data.video_cache import DecodedVideo, VideoCache
@@ -49,8 +50,6 @@ class AvaDataConfig(DataConfig):
         include_negatives: train on predicted boxes without a label, too, as examples of no action.
         test_scales: lengths of the shorter side in testing, each a view of every key frame; default test_short_side.
         test_flip: test every view mirrored, too.
-        fps: frames per second that the model's sampling rate counts; default each video's own. AVA's published results
-            are for 30.
         first_second: the timestamp at which the videos begin; default 0, or 900 for a video that ends before its
             annotations do.
         num_classes: outputs of the model; default the highest class id in the action list and the annotations.
@@ -62,7 +61,6 @@ class AvaDataConfig(DataConfig):
     include_negatives: bool = False
     test_scales: tuple[int, ...] | None = None
     test_flip: bool = False
-    fps: float | None = None
     first_second: float | None = None
     num_classes: int | None = None
     train_groundtruth: str | None = None
@@ -74,10 +72,16 @@ class AvaDataConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.fps is not None and not self.fps > 0:
-            raise InputError(f"data.fps is {self.fps}: expected frames per second, or null for each video's own rate")
         if self.test_scales is not None and not (self.test_scales and min(self.test_scales) >= 1):
             raise InputError(f"data.test_scales is {list(self.test_scales)}: expected lengths of 1 or more, or null")
+
+    @property
+    def rules(self) -> ClipRules:
+        """See `DataConfig.rules`; PySlowFast draws the inverse of the short side for AVA."""
+        rules = PROTOCOLS[self.protocol]
+        if self.protocol == "pyslowfast":
+            rules = replace(rules, short_side_jitter="inverse")
+        return rules.overridden_by(self)
 
     def test_views(self, crop_size: int) -> list[tuple[int, bool]]:
         """(length of the shorter side, whether mirrored) of every view in testing, for a model of this crop."""
@@ -173,9 +177,9 @@ class AvaVideos:
 class AvaDataset(ClipDataset[AvaTarget]):
     """A clip for every key frame that has boxes, or one for each of its views.
 
-    In training: a random crop of the frame at a random size (its inverse is uniform, as PySlowFast has it for AVA),
-    perhaps mirrored. Boxes that it does not show are left out; a crop that shows none is drawn anew, in the end around
-    one of them. In evaluation: the whole frame; index ``view * len(key_frames) + k`` is key frame k.
+    In training: a random crop of the frame at a random size, perhaps mirrored. Boxes that it does not show are left
+    out; a crop that shows none is drawn anew, in the end around one of them. In evaluation: the whole frame; index
+    ``view * len(key_frames) + k`` is key frame k.
 
     Args:
         views: (length of the shorter side, whether mirrored) of each; None: training.
@@ -194,6 +198,7 @@ class AvaDataset(ClipDataset[AvaTarget]):
         self.key_frames = key_frames
         self.videos = videos
         self.config = config
+        self.rules = config.rules
         self.model = model
         self.num_classes = num_classes
         self.views = views
@@ -221,7 +226,7 @@ class AvaDataset(ClipDataset[AvaTarget]):
     def read(self, index: int) -> Frames:
         """The decoded frames of the clip around a key frame, uint8 [T, H, W, 3]."""
         with self.videos.open(*self.key_frames.key(index), self.cache) as (video, time):
-            fps = self.config.fps or video.fps
+            fps = self.rules.frame_rate(video.fps)
             return video.read(key_frame_times(time, self.model.num_frames, self.model.sampling_rate, fps))[0]
 
     def _random_geometry(
@@ -229,9 +234,10 @@ class AvaDataset(ClipDataset[AvaTarget]):
     ) -> ClipGeometry:
         crop_size = self.model.crop_size
         short_side, flip_probability = self.config.train_short_side(crop_size), self.config.flip_probability
+        inverse = self.rules.short_side_jitter == "inverse"
         for _ in range(_CROP_ATTEMPTS):
             geometry = random_geometry(
-                size, crop_size, short_side, rng, inverse=True, flip_probability=flip_probability
+                size, crop_size, short_side, rng, inverse=inverse, flip_probability=flip_probability
             )
             if is_visible(to_input_pixels(boxes, geometry)).any():
                 return geometry

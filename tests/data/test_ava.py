@@ -62,7 +62,7 @@ def root(made_root: Path, tmp_path: Path) -> Path:
 
 
 def module(root: Path, **options: Any) -> AvaDataModule:
-    options = {"batch_size": 2, "num_workers": 0, **options}
+    options = {"batch_size": 2, "num_workers": 0, "target_fps": "video", **options}
     data = AvaDataModule(AvaDataConfig(root=str(root), **options), MODEL)
     data.setup()
     return data
@@ -167,7 +167,7 @@ def test_clips_at_the_ends_repeat_the_first_and_last_frame(root: Path) -> None:
 
 
 def test_a_given_rate_counts_time_and_not_frames(root: Path) -> None:
-    data = module(root, fps=5.0).train_data  # 2 / 5 s from frame to frame
+    data = module(root, target_fps=5.0).train_data  # 2 / 5 s from frame to frame
     assert [number_of(image) for image in data.read(1)] == [4, 8, 12, 16, 20, 24, 28, 32]
 
 
@@ -382,7 +382,10 @@ def test_what_is_missing_or_malformed_is_named(root: Path, damage: Any, message:
         ({"slow_sampling": "random"}, r"data\.slow_sampling is 'random'"),
         ({"test_short_side": 0}, r"data\.test_short_side is 0"),
         ({"test_scales": (0, 5)}, r"data\.test_scales is \[0, 5\]"),
-        ({"fps": 0.0}, r"data\.fps is 0\.0"),
+        ({"target_fps": 0.0}, r"data\.target_fps is 0\.0"),
+        ({"target_fps": "25"}, r"data\.target_fps is '25'"),
+        ({"protocol": None}, r"data\.protocol is None: expected 'pyslowfast' or 'paper'"),
+        ({"short_side_jitter": "no"}, r"data\.short_side_jitter is 'no': expected 'uniform' or 'inverse'"),
         ({"num_classes": 2}, r"data\.num_classes is 2, but there are class ids up to 3"),
     ],
 )
