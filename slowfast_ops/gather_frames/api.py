@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from slowfast_ops._transfer import to_device
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.gather_frames import ops, reference
+from slowfast_ops.gather_frames.yuv import YUVFrames, as_tensor, coefficients, described
 from slowfast_ops.temporal_gather.api import check_slow_sampling
 
 BACKENDS = OpBackends("gather_frames", cpu=True, cuda=True, triton=True)
@@ -44,7 +46,8 @@ def gather_frames(
     Args:
         frames: uint8, RGB, any strides (rows may be padded, channels may be planes seen through a permute). One clip
             [T, H, W, 3]; a batch [N, T, H, W, 3]; or a list of N clips [T_i, H_i, W_i, 3] of any sizes. NumPy arrays
-            are taken as well, without a copy.
+            are taken as well, without a copy. Or YUV 4:2:0 planes: `YUVFrames` of one clip or of a batch, or a list
+            of N of one clip each; the result is that of their `.rgb()`, for which no memory is needed.
         indices: the Fast pathway's frames, int64 [T'] in [0, T), any order, repeats allowed; or [N, T'] (or N
             sequences), a row for each clip. Sequences of ints will do.
         alpha: speed ratio: the Slow pathway gets T'/alpha of those frames. 1: both pathways are the same tensor,
@@ -75,7 +78,7 @@ def gather_frames(
             way, and reads the frames that indices on the GPU then say, or those that indices given from the host
             said at the capture.)
     """
-    clips, single = _clips(frames)
+    clips, chroma, colour, single = _clips(frames)
     indices = _indices(indices, clips)
     if alpha > 0 and indices.shape[1] % alpha:
         raise ValueError(f"indices picks {indices.shape[1]} frames, which alpha={alpha} does not divide")
@@ -92,49 +95,82 @@ def gather_frames(
     backend = BACKENDS.select(clips[0] if clips else indices.new_empty(0, dtype=torch.uint8))
     run = {"reference": reference.gather_frames, "triton": ops.gather_frames_triton}.get(backend, ops.gather_frames)
     slow, fast = run(
-        clips, indices, geometry, size, flips, alpha, slow_sampling, mean, std, dtype, memory_format, antialias
+        clips,
+        chroma,
+        colour,
+        indices,
+        geometry,
+        size,
+        flips,
+        alpha,
+        slow_sampling,
+        mean,
+        std,
+        dtype,
+        memory_format,
+        antialias,
     )
     if single:
         slow, fast = slow[0], fast[0]
     return (fast if alpha == 1 else slow), fast
 
 
-def _tensor(name: str, value: Any) -> Tensor:
-    """A tensor as it is; a NumPy array as a view."""
-    if isinstance(value, Tensor):
-        return value
-    try:
-        return torch.from_numpy(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a uint8 tensor or NumPy array: {error}") from None
+class _Clips(NamedTuple):
+    frames: list[Tensor]  # of each clip [T, H, W, 3], or the luma planes [T, H, W]
+    chroma: list[Tensor]  # [T, 2, ceil(H/2), ceil(W/2)] of each clip; none for RGB
+    colour: list[int]  # `coefficients` of each clip, flat; none for RGB
+    single: bool  # whether there is one clip that is not in a list or batch
 
 
-def _clips(frames: Any) -> tuple[list[Tensor], bool]:
-    """The clips [T, H, W, 3], and whether `frames` was a single one."""
+def _clips(frames: Any) -> _Clips:
     if isinstance(frames, (list, tuple)):
-        clips, single = [_tensor(f"frames[{n}]", clip) for n, clip in enumerate(frames)], False
-        if not clips:
+        if not frames:
             raise ValueError("frames is an empty list; expected at least one clip [T, H, W, 3]")
-        names = [f"frames[{n}]" for n in range(len(clips))]
+        names = [f"frames[{n}]" for n in range(len(frames))]
+        kinds = [isinstance(clip, YUVFrames) for clip in frames]
+        clips = _yuv_clips(frames, names) if all(kinds) else _rgb_clips(frames, names)
+    elif isinstance(frames, YUVFrames):
+        batched = frames.luma.dim() == 4
+        planes = zip(frames.luma.unbind(0), frames.chroma.unbind(0), strict=True) if batched else []
+        parts = [replace(frames, luma=luma, chroma=chroma) for luma, chroma in planes] if batched else [frames]
+        clips = _yuv_clips(parts, ["frames"] * len(parts))._replace(single=not batched)
     else:
-        frames = _tensor("frames", frames)
+        frames = as_tensor("frames", frames)
         if frames.dim() not in (4, 5):
-            raise ValueError(f"frames must be uint8 [T, H, W, 3] or [N, T, H, W, 3], got {_described(frames)}")
-        single = frames.dim() == 4
-        clips = [frames] if single else list(frames.unbind(0))
-        names = ["frames"] * len(clips)
+            raise ValueError(f"frames must be uint8 [T, H, W, 3] or [N, T, H, W, 3], got {described(frames)}")
+        parts = list(frames.unbind(0)) if frames.dim() == 5 else [frames]
+        clips = _rgb_clips(parts, ["frames"] * len(parts))._replace(single=frames.dim() == 4)
+    return clips
+
+
+def _rgb_clips(frames: Sequence[Any], names: Sequence[str]) -> _Clips:
+    for name, clip in zip(names, frames, strict=True):
+        if isinstance(clip, YUVFrames):
+            raise ValueError(f"{name} is YUVFrames, others of the list are RGB; expected one kind")
+    clips = [as_tensor(name, clip) for name, clip in zip(names, frames, strict=True)]
     for name, clip in zip(names, clips, strict=True):
         if clip.dtype != torch.uint8 or clip.dim() != 4 or clip.shape[3] != 3:
-            raise ValueError(f"{name} must be uint8 [T, H, W, 3], got {_described(clip)}")
+            raise ValueError(f"{name} must be uint8 [T, H, W, 3], got {described(clip)}")
+    _check_places(clips, names)
+    return _Clips(clips, [], [], single=False)
+
+
+def _yuv_clips(frames: Sequence[YUVFrames], names: Sequence[str]) -> _Clips:
+    for name, clip in zip(names, frames, strict=True):
+        if clip.luma.dim() != 3:
+            raise ValueError(f"{name} must be YUVFrames of one clip, luma [T, H, W], got {list(clip.luma.shape)}")
+    luma, chroma = [clip.luma for clip in frames], [clip.chroma for clip in frames]
+    _check_places(luma, names)
+    colour = [value for clip in frames for value in coefficients(clip.matrix, clip.full_range)]
+    return _Clips(luma, chroma, colour, single=False)
+
+
+def _check_places(clips: Sequence[Tensor], names: Sequence[str]) -> None:
+    for name, clip in zip(names, clips, strict=True):
         if clip.shape[1] == 0 or clip.shape[2] == 0:
-            raise ValueError(f"{name} has no pixels: {_described(clip)}")
+            raise ValueError(f"{name} has no pixels: {described(clip)}")
         if clip.device != clips[0].device:
             raise ValueError(f"{name} is on {clip.device}, frames[0] on {clips[0].device}; expected one device")
-    return clips, single
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _indices(indices: Any, clips: list[Tensor]) -> Tensor:
@@ -150,7 +186,7 @@ def _indices(indices: Any, clips: list[Tensor]) -> Tensor:
     if indices.numel() == 0 and len(clips) > 0:
         raise ValueError("indices is empty; the Fast pathway needs at least one frame")
     if indices.dtype != torch.int64 or indices.dim() not in (1, 2):
-        raise ValueError(f"indices must be int64 [T'] or [N, T'], got {_described(indices)}")
+        raise ValueError(f"indices must be int64 [T'] or [N, T'], got {described(indices)}")
     if indices.dim() == 1:
         indices = indices.expand(len(clips), indices.shape[0])
     if indices.shape[0] != len(clips):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slowfast_ops._native import allocate, cuda_place, library, num_threads, view
+from slowfast_ops.gather_frames.yuv import to_rgb
 
 MIN_PIXELS_PER_THREAD = 16384  # waking a thread costs about as much as this many pixels
 
@@ -42,6 +43,8 @@ def windows_of(geometry: Sequence[int]) -> list[tuple[int, ...]]:
 
 def forward_cpu(
     clips: Sequence[Tensor],
+    chroma: Sequence[Tensor],
+    colour: Sequence[int],
     indices: Tensor,
     geometry: Sequence[int],
     size: Sequence[int],
@@ -54,6 +57,8 @@ def forward_cpu(
     memory_format: torch.memory_format,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
+    if chroma:
+        clips = [to_rgb(y, c, colour[6 * n : 6 * n + 6]) for n, (y, c) in enumerate(zip(clips, chroma, strict=True))]
     slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
     n, frames, (h, w) = len(clips), indices.shape[1], size
     windows = windows_of(geometry)
@@ -89,6 +94,8 @@ def forward_cpu(
 
 def forward_cuda(
     clips: Sequence[Tensor],
+    chroma: Sequence[Tensor],
+    colour: Sequence[int],
     indices: Tensor,
     geometry: Sequence[int],
     size: Sequence[int],
@@ -101,6 +108,8 @@ def forward_cuda(
     memory_format: torch.memory_format,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
+    if chroma:
+        clips = [to_rgb(y, c, colour[6 * n : 6 * n + 6]) for n, (y, c) in enumerate(zip(clips, chroma, strict=True))]
     slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
     library().gather_frames_cuda(
         [view(clip) for clip in clips],

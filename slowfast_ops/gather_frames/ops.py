@@ -17,6 +17,8 @@ from slowfast_ops.gather_frames import native
 
 def _fake(
     clips: Sequence[Tensor],
+    chroma: Sequence[Tensor],
+    colour: Sequence[int],
     indices: Tensor,
     geometry: Sequence[int],
     size: Sequence[int],
@@ -38,12 +40,14 @@ def _triton_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return triton.forward(*arguments)
 
 
-# clips: uint8 [T_i, H_i, W_i, 3]; indices: int64 [N, T']; geometry: (resized height, resized width, top, left) of each
-# clip, flat; size: (h, w) of the outputs. slow is empty for alpha = 1, where fast is both pathways.
+# clips: uint8 [T_i, H_i, W_i, 3], with chroma and colour empty; or luma planes [T_i, H_i, W_i], with chroma [T_i, 2,
+# ceil(H_i/2), ceil(W_i/2)] and the six integers of `coefficients` (yuv.py) for each clip, flat. indices: int64 [N, T'].
+# geometry: (resized height, resized width, top, left) of each clip, flat; size: (h, w) of the outputs. slow is empty
+# for alpha = 1, where fast is both pathways.
 SCHEMA = (
-    "(Tensor[] clips, Tensor indices, SymInt[] geometry, SymInt[] size, bool[] flip, SymInt alpha, "
-    "str slow_sampling, float[] mean, float[] std, ScalarType dtype, MemoryFormat memory_format, bool antialias) "
-    "-> (Tensor slow, Tensor fast)"
+    "(Tensor[] clips, Tensor[] chroma, int[] colour, Tensor indices, SymInt[] geometry, SymInt[] size, bool[] flip, "
+    "SymInt alpha, str slow_sampling, float[] mean, float[] std, ScalarType dtype, MemoryFormat memory_format, "
+    "bool antialias) -> (Tensor slow, Tensor fast)"
 )
 gather_frames = define(f"gather_frames{SCHEMA}", cpu=native.forward_cpu, cuda=native.forward_cuda, fake=_fake)
 gather_frames_triton = define(f"gather_frames_triton{SCHEMA}", cpu=_triton_forward, cuda=_triton_forward, fake=_fake)

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from slowfast_ops.gather_frames.yuv import to_rgb
 from slowfast_ops.temporal_gather.api import slow_frame_indices
 
 
 def gather_frames(
     clips: Sequence[Tensor],
+    chroma: Sequence[Tensor],
+    colour: Sequence[int],
     indices: Tensor,
     geometry: Sequence[int],
     size: Sequence[int],
@@ -35,7 +38,10 @@ def gather_frames(
     for n, frames in enumerate(clips):
         resized_height, resized_width, top, left = geometry[4 * n : 4 * n + 4]
         picked = indices[n] if indices.device.type == "cpu" else indices[n].clamp(0, frames.shape[0] - 1)
-        x = frames.index_select(0, picked).permute(0, 3, 1, 2).to(compute)  # [T', 3, H, W]
+        rgb = frames.index_select(0, picked)
+        if chroma:
+            rgb = to_rgb(rgb, chroma[n].index_select(0, picked), colour[6 * n : 6 * n + 6])
+        x = rgb.permute(0, 3, 1, 2).to(compute)  # [T', 3, H, W]
         x = F.interpolate(
             x, size=(resized_height, resized_width), mode="bilinear", align_corners=False, antialias=antialias
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from slowfast_ops._transfer import to_device
 from slowfast_ops.gather_frames.native import outputs, windows_of
+from slowfast_ops.gather_frames.yuv import to_rgb
 
 BLOCK = 128
 LINES = 4
@@ -232,6 +233,8 @@ def _table(
 
 def forward(
     clips: Sequence[Tensor],
+    chroma: Sequence[Tensor],
+    colour: Sequence[int],
     indices: Tensor,
     geometry: Sequence[int],
     size: Sequence[int],
@@ -244,6 +247,8 @@ def forward(
     memory_format: torch.memory_format,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
+    if chroma:
+        clips = [to_rgb(y, c, colour[6 * n : 6 * n + 6]) for n, (y, c) in enumerate(zip(clips, chroma, strict=True))]
     slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
     if fast.numel() == 0:
         return slow, fast

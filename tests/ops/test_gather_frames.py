@@ -232,9 +232,9 @@ class TestOnEveryTarget:
         indices = torch.tensor([[-5, 1, 7]], device=target.device)
         if target.name == "cpu":
             with pytest.raises(RuntimeError, match=r"index -5 outside \[0, 3\)"):
-                op([frames], indices, *rest)
+                op([frames], [], [], indices, *rest)
         else:
-            _, fast = op([frames], indices, *rest)
+            _, fast = op([frames], [], [], indices, *rest)
             assert torch.equal(fast[0].round().to(torch.uint8), frames.permute(3, 0, 1, 2))
 
     @only_on_a_gpu

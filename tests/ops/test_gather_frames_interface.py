@@ -214,7 +214,7 @@ def test_the_kernel_checks_what_a_compiler_cannot():
         (frames, one.expand(2, 1), [8, 8, 0, 0], r"indices is not int64 \[N, T'\]"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            torch.ops.slowfast.gather_frames([clip], indices, geometry, [6, 8], *rest)
+            torch.ops.slowfast.gather_frames([clip], [], [], indices, geometry, [6, 8], *rest)
 
 
 CLIP = torch.zeros(4, 8, 10, 3, dtype=torch.uint8)
