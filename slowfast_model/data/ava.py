@@ -24,13 +24,13 @@ from slowfast_model.data.video import Frames, VideoError, VideoReader
 from slowfast_model.data.video_cache import DecodedVideo, VideoCache
 from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava_csv import (
-    FrameKey,
     LabelledBoxes,
     read_excluded_timestamps,
     read_groundtruth,
     read_label_map,
     read_predicted_boxes,
 )
+from slowfast_model.evaluation.frame_keys import FrameKey
 from slowfast_model.models import ModelConfig
 
 AVA_FIRST_SECOND = 900.0

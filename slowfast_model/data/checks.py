@@ -20,12 +20,12 @@ from slowfast_model.data.video import VideoError, VideoReader
 from slowfast_model.data.video_list import find_malformed_rows as find_malformed_list_rows
 from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava_csv import (
-    FrameKey,
     LabelledBoxes,
     find_malformed_rows,
     read_groundtruth,
     read_predicted_boxes,
 )
+from slowfast_model.evaluation.frame_keys import FrameKey
 
 _EXAMPLES = 5
 _RECALL_IOU = 0.5
