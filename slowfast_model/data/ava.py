@@ -32,6 +32,7 @@ from slowfast_model.evaluation.ava_csv import (
 )
 from slowfast_model.evaluation.frame_keys import FrameKey
 from slowfast_model.models import ModelConfig
+from slowfast_ops import YUVFrames
 
 AVA_FIRST_SECOND = 900.0
 """AVA annotates minutes 15 to 30 of films; the published clips are cut out at second 900."""
@@ -150,7 +151,7 @@ class AvaVideos:
     @contextmanager
     def open(
         self, video_id: str, timestamp: float, cache: VideoCache
-    ) -> Iterator[tuple[VideoReader | DecodedVideo, float]]:
+    ) -> Iterator[tuple[VideoReader[YUVFrames] | DecodedVideo, float]]:
         """The video, and the timestamp in seconds of the video.
 
         Raises:
@@ -207,15 +208,15 @@ class AvaDataset(ClipDataset[AvaTarget]):
     def __len__(self) -> int:
         return len(self.key_frames) * len(self.views or [None])
 
-    def load(self, index: int, rng: np.random.Generator) -> tuple[Frames, ClipGeometry, AvaTarget]:
+    def load(self, index: int, rng: np.random.Generator) -> tuple[YUVFrames, ClipGeometry, AvaTarget]:
         view, index = divmod(index, len(self.key_frames))
         frames = self.read(index)
         boxes = self.key_frames.boxes_of(index)
         if self.views is None:
-            geometry = self._random_geometry(frames.shape[1:3], boxes, rng)
+            geometry = self._random_geometry(frames.size, boxes, rng)
         else:
             side, flip = self.views[view]
-            geometry = full_frame_geometry(frames.shape[1:3], side, flip=flip)
+            geometry = full_frame_geometry(frames.size, side, flip=flip)
         rois = to_input_pixels(boxes, geometry)
         labels = self.key_frames.labels_of(index, self.num_classes)
         if self.training and is_visible(rois).any():
@@ -223,8 +224,8 @@ class AvaDataset(ClipDataset[AvaTarget]):
             boxes, rois, labels = boxes[shown], rois[shown], labels[shown]
         return frames, geometry, AvaTarget(self.key_frames.key(index), boxes, rois, labels, view)
 
-    def read(self, index: int) -> Frames:
-        """The decoded frames of the clip around a key frame, uint8 [T, H, W, 3]."""
+    def read(self, index: int) -> YUVFrames:
+        """The decoded frames of the clip around a key frame."""
         with self.videos.open(*self.key_frames.key(index), self.cache) as (video, time):
             fps = self.rules.frame_rate(video.fps)
             return video.read(key_frame_times(time, self.model.num_frames, self.model.sampling_rate, fps))[0]
@@ -398,7 +399,7 @@ class AvaDataModule(ClipDataModule):
             VideoError: the video is missing or cannot give it.
         """
         with self.videos.open(video_id, timestamp, VideoCache(0)) as (video, time):
-            return video.read([time])[0][0]
+            return video.read([time])[0].rgb()[0].numpy()
 
     def describe(self) -> str:
         """One line on what there is."""

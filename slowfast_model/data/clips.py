@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from slowfast_model.data.protocols import OWN_RATE, PROTOCOLS, ClipRules, Jitter, ProtocolName, SlowSampling
 from slowfast_model.data.sampling import ClipGeometry
-from slowfast_model.data.video import Frames, VideoError
+from slowfast_model.data.video import VideoError
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig
-from slowfast_ops import gather_frames
+from slowfast_ops import YUVFrames, gather_frames
 
 BadVideo = tuple[str, str]
 """(path, reason) of a video that could not give a clip."""
@@ -52,8 +52,8 @@ class DataConfig:
             video's own.
         mean, std: of the network's input, per channel (R, G, B), for values in [0, 1].
         cache_megabytes: memory for whole decoded videos, per process that reads and per data set (training,
-            validation). Videos that fit are decoded once: worth it for sets of a few short videos that are read many
-            times, and only for them. 0: none.
+            validation), at 1.5 bytes a pixel. Videos that fit are decoded once: worth it for sets of a few short videos
+            that are read many times, and only for them. 0: none.
         max_bad_share: the run stops when more than this share of the clips that were tried could not be read.
     """
 
@@ -133,12 +133,12 @@ class Sample(Generic[Target]):
     """One clip before its pixels are resampled, or what is left where no video could give it.
 
     Attributes:
-        clip: decoded frames uint8 [T, H, W, 3] and the geometry that makes them the network's input; None: missing.
+        clip: decoded frames and the geometry that makes them the network's input; None: missing.
         target: what the data set's batches carry beside the pixels; None for a missing clip.
         bad_videos: the videos that failed on the way.
     """
 
-    clip: tuple[Frames, ClipGeometry] | None = None
+    clip: tuple[YUVFrames, ClipGeometry] | None = None
     target: Target | None = None
     bad_videos: list[BadVideo] = field(default_factory=list)
 
@@ -158,7 +158,7 @@ class ClipDataset(Dataset, ABC, Generic[Target]):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def load(self, index: int, rng: np.random.Generator) -> tuple[Frames, ClipGeometry, Target]:
+    def load(self, index: int, rng: np.random.Generator) -> tuple[YUVFrames, ClipGeometry, Target]:
         """Reads a sample; randomness comes from ``rng`` only. Raises VideoError if the video cannot give it."""
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample[Target]:
@@ -177,11 +177,12 @@ class ClipDataset(Dataset, ABC, Generic[Target]):
 
 
 def make_pathways(
-    clips: Sequence[tuple[Frames, ClipGeometry]], model: ModelConfig, config: DataConfig, empty_size: int
+    clips: Sequence[tuple[YUVFrames, ClipGeometry]], model: ModelConfig, config: DataConfig, empty_size: int
 ) -> list[Tensor]:
     """The network's inputs, a float32 tensor [N, 3, T, h, w] per pathway, from decoded clips of any sizes.
 
-    All geometries must come out at one size. Without clips the tensors have N = 0 and the side ``empty_size``.
+    Clips stay YUV planes until here, where only the pixels that a crop shows become RGB. All geometries must come out
+    at one size. Without clips the tensors have N = 0 and the side ``empty_size``.
     """
     if not clips:
         return [torch.zeros(0, 3, frames, empty_size, empty_size) for frames in model.pathway_frames]

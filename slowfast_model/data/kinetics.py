@@ -22,11 +22,11 @@ from slowfast_model.data.sampling import (
     uniform_clip_start,
     view_geometry,
 )
-from slowfast_model.data.video import Frames
 from slowfast_model.data.video_cache import VideoCache
 from slowfast_model.data.video_list import VideoList, class_folders
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig
+from slowfast_ops import YUVFrames
 
 
 @dataclass
@@ -106,11 +106,11 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
     def __len__(self) -> int:
         return len(self.videos) * self.views[0] * self.views[1]
 
-    def load(self, index: int, rng: np.random.Generator) -> tuple[Frames, ClipGeometry, KineticsTarget]:
+    def load(self, index: int, rng: np.random.Generator) -> tuple[YUVFrames, ClipGeometry, KineticsTarget]:
         row, view = divmod(index, self.views[0] * self.views[1])
         clip, crop = divmod(view, self.views[1])
         frames = self.read(row, clip, position=rng.random() if self.training else None)
-        size, crop_size = frames.shape[1:3], self.model.crop_size
+        size, crop_size = frames.size, self.model.crop_size
         if self.training:
             short_side = self.config.train_short_side(crop_size)
             geometry = random_geometry(
@@ -126,8 +126,8 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
             geometry = view_geometry(size, side, side, crop, self.views[1])
         return frames, geometry, KineticsTarget(int(self.videos.labels[row]), row, view)
 
-    def read(self, row: int, clip: int, position: float | None = None) -> Frames:
-        """The decoded frames of clip number ``clip``, or of a random one at ``position`` in [0, 1): [T, H, W, 3]."""
+    def read(self, row: int, clip: int, position: float | None = None) -> YUVFrames:
+        """The decoded frames of clip number ``clip``, or of a random one at ``position`` in [0, 1)."""
         with self.cache.open(self.locate(row)) as video:
             source_frames = video.fps * video.duration
             rate = self.rules.frame_rate(video.fps)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, overload
 
 import av
 import numpy as np
@@ -17,18 +17,20 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch.utils.data import get_worker_info
 
+from slowfast_model.data.packets import Demand, needed_packets
+from slowfast_model.data.pixels import ClipBuffer, Frames, Pixels, RGBBuffer, YUVBuffer, display_matrix, upright
 from slowfast_model.errors import InputError
+from slowfast_ops import YUVFrames
 
-Frames: TypeAlias = npt.NDArray[np.uint8]
 Times: TypeAlias = npt.NDArray[np.float64]
 
 _ELEMENTARY_STREAM = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: a codec's bare stream, without a container around it
 _DEFAULT_RATE = 25.0  # FFmpeg's own default, for a file that has one frame and says nothing
 _FORWARD_REACH = 2.0  # seconds that are rather decoded than sought across where the container has no index
 _SEEK_LEADS = (0.0, 1.0, 10.0)  # seconds before the target to seek to: some containers land behind it
+_MOST_FRAMES_AT_FIRST = 1 << 16  # to make room for, whatever a file states
 _TRUNCATION_SLACK = 0.5  # seconds that a stream may end before its stated duration without being called truncated
-# PyAV 17 began to start threads for every conversion, which costs small frames more than the conversion itself.
-_CONVERSION: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+_BUFFERS: dict[str, type[ClipBuffer]] = {"rgb": RGBBuffer, "yuv": YUVBuffer}
 
 
 class VideoError(InputError):
@@ -56,7 +58,7 @@ class _Shot(NamedTuple):
     frame: av.VideoFrame
 
 
-class VideoReader:
+class VideoReader(Generic[Pixels]):
     """The frames of a file's best video stream, by time or by number.
 
     Time counts in seconds from the start of the stream, its first frame, whatever the first timestamp is. The frame at
@@ -65,32 +67,54 @@ class VideoReader:
     video give its first or last frame. Where timestamps are missing or wrong (elementary streams; AVI with B-frames,
     which knows decoding times only) frame n is shown at n / fps, the order of decoding being the order of presentation.
 
-    Reading seeks to the key frame before the first wanted frame, decodes up to the last one, and converts only the
-    wanted ones to RGB. Rotations and mirrorings that the file's metadata ask for are applied.
+    Reading seeks to the key frame before the first wanted frame and decodes up to the last one, but for frames of H.264
+    that are not wanted and that no other frame refers to. Only wanted frames are copied or converted. Rotations and
+    mirrorings that the file's metadata ask for are applied.
 
     Args:
         path: a video file; always taken as a file name, never as a URL.
+        pixels: "rgb": frames are uint8 [T, H, W, 3], by FFmpeg's swscale with its defaults. "yuv": frames are
+            `YUVFrames`, the decoder's own planes, half the bytes and no conversion; what it has in another form than
+            8-bit 4:2:0 (10 bits, 4:4:4, RGB, ...) is converted to that, with its matrix and range.
         num_threads: decoding threads; 0 lets FFmpeg choose. In a DataLoader worker it is always 1.
 
     Raises:
         VideoError: there is no such file, or it holds no video stream that can be decoded.
+        ValueError: ``pixels`` is something else.
     """
 
-    def __init__(self, path: str | PathLike[str], *, num_threads: int = 1) -> None:
+    @overload
+    def __init__(
+        self: VideoReader[Frames], path: str | PathLike[str], *, pixels: Literal["rgb"] = "rgb", num_threads: int = 1
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: VideoReader[YUVFrames], path: str | PathLike[str], *, pixels: Literal["yuv"], num_threads: int = 1
+    ) -> None: ...
+
+    def __init__(self, path: str | PathLike[str], *, pixels: str = "rgb", num_threads: int = 1) -> None:
+        if pixels not in _BUFFERS:
+            raise ValueError(f"pixels={pixels!r}: expected 'rgb' or 'yuv'")
         self.path = Path(path)
+        self._buffer_type: type[ClipBuffer[Pixels]] = _BUFFERS[pixels]
         self._num_threads = 1 if get_worker_info() is not None else num_threads
         if not self.path.is_file():
             raise VideoError(path, "no such file")
         if os.path.getsize(self.path) == 0:
             raise VideoError(path, "the file is empty")
         self._reformatter = VideoReformatter()
+        self._demand = Demand()
         self._shown: _Shot | None = None
         self._upcoming: _Shot | None = None
         self._broken: str | None = None
         self._open()
         self._seekable = self._keeps_time
+        self._stated_size = self._stream.width, self._stream.height  # the decoder changes them where the frames change
+        # H.264 says of each frame whether any other refers to it, whatever the order and the layers of its stream.
+        self._demand.is_open = self._keeps_time and self._stream.codec_context.name == "h264"
 
-    def __enter__(self) -> VideoReader:
+    def __enter__(self) -> VideoReader[Pixels]:
         return self
 
     def __exit__(
@@ -134,22 +158,24 @@ class VideoReader:
     @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels of the frames as they are shown, rotation applied."""
-        height, width, _ = self._convert(self._shot_at(0.0).frame).shape
-        return height, width
+        frame = self._shot_at(0.0).frame
+        width, height = self._stated_size
+        shape = upright(np.empty((height or frame.height, width or frame.width), np.uint8), display_matrix(frame)).shape
+        return shape[0], shape[1]
 
     @cached_property
     def tolerance(self) -> float:
         """Seconds ahead of its start from which a frame counts as on screen: a tick of the file's clock."""
         return min(self._tick, 0.25 / self.fps)
 
-    def read(self, times: npt.ArrayLike) -> tuple[Frames, Times]:
+    def read(self, times: npt.ArrayLike) -> tuple[Pixels, Times]:
         """The frames on screen at the given times.
 
         Args:
             times: seconds from the first frame, in any order, repetitions allowed; at least one.
 
         Returns:
-            uint8 RGB frames [T, H, W, 3] in the order asked for, and the time at which each starts, float64 [T].
+            T frames in the order asked for, see `VideoReader`, and the time at which each starts, float64 [T].
 
         Raises:
             VideoError: the file breaks, or ends long before its stated duration, ahead of a wanted frame.
@@ -159,26 +185,28 @@ class VideoReader:
         if wanted.size == 0 or not np.isfinite(wanted).all():
             raise ValueError(f"times must be one or more finite numbers of seconds, got {wanted.tolist()}")
         starts = np.empty(len(wanted))
-        frames = np.empty((0, 0, 0, 0), np.uint8)
-        converted = -1
-        for position in np.argsort(wanted, kind="stable").tolist():
-            shot = self._shot_at(float(wanted[position]))
-            starts[position] = shot.time
-            if converted >= 0 and starts[converted] == shot.time:
-                frames[position] = frames[converted]
-                continue
-            image = self._convert(shot.frame)
-            if converted < 0:
-                frames = np.empty((len(wanted), *image.shape), np.uint8)
-            frames[position] = image
-            converted = position
-        return frames, starts
+        clip = self._buffer(len(wanted))
+        last = -1
+        order = np.argsort(wanted, kind="stable").tolist()
+        self._demand.moments = [float(wanted[position]) + self.tolerance for position in order]
+        try:
+            for position in order:
+                shot = self._shot_at(float(wanted[position]))
+                starts[position] = shot.time
+                if last >= 0 and starts[last] == shot.time:
+                    clip.repeat(position, last)
+                else:
+                    clip.put(position, shot.frame)
+                    last = position
+        finally:
+            self._demand.moments = []
+        return clip.clip(len(wanted)), starts
 
-    def read_frames(self, start: int = 0, stop: int | None = None, step: int = 1) -> tuple[Frames, Times]:
+    def read_frames(self, start: int = 0, stop: int | None = None, step: int = 1) -> tuple[Pixels, Times]:
         """Frames ``range(start, stop, step)`` in decode order, counted from the first frame of the file.
 
         Returns:
-            uint8 RGB frames [T, H, W, 3] and the time at which each starts, float64 [T]. Where the file ends or breaks
+            T frames, see `VideoReader`, and the time at which each starts, float64 [T]. Where the file ends or breaks
             ahead of ``stop`` they are those that decode until then, and may be none.
 
         Raises:
@@ -187,18 +215,24 @@ class VideoReader:
         """
         if start < 0 or step < 1 or (stop is not None and stop < 0):
             raise ValueError(f"start and stop must be 0 or more and step 1 or more, got {start}, {stop}, {step}")
-        height, width = self.size
+        first = self._shot_at(0.0).frame
+        end = self.num_frames if stop is None else min(stop, self._stream.frames or stop)
+        clip = self._buffer(max(1, min(len(range(start, end, step)), _MOST_FRAMES_AT_FIRST)))
+        starts: list[float] = []
         self._rewind()
-        images = []
-        starts = []
         for number, shot in enumerate(self._decoder):
             if stop is not None and number >= stop:
                 break
             if number >= start and (number - start) % step == 0:
-                images.append(self._convert(shot.frame).copy())
+                clip.put(len(starts), shot.frame)
                 starts.append(shot.time)
         self._rewind()
-        return np.stack(images) if images else np.empty((0, height, width, 3), np.uint8), np.array(starts)
+        if not starts:
+            clip.put(0, first)  # for its size and colours
+        return clip.clip(len(starts)), np.array(starts)
+
+    def _buffer(self, capacity: int) -> ClipBuffer[Pixels]:
+        return self._buffer_type(capacity, self._stated_size, self._reformatter)
 
     # The decoder's place in the file: `_shown` is on screen, `_upcoming` follows. Neither: nothing is decoded yet.
     # Only `_shown`: the file ends there, or breaks for the reason in `_broken`.
@@ -208,14 +242,23 @@ class VideoReader:
         limit = time + self.tolerance
         if self._must_seek(limit):
             self._seek(limit)
+        shot = self._decode_until(limit)
+        if self._demand.lacks(shot.time, limit):  # the packets' times were wrong, or an error came between
+            self._demand.is_open = False
+            self._seek(limit)
+            shot = self._decode_until(limit)
+        if self._upcoming is None and time >= shot.end:
+            self._require_end(shot.end)
+        return shot
+
+    def _decode_until(self, limit: float) -> _Shot:
+        """Goes on to the frame on screen at ``limit``."""
         if self._shown is None and self._upcoming is None:
             self._upcoming = next(self._decoder, None)
         while self._upcoming is not None and (self._shown is None or self._upcoming.time <= limit):
             self._shown, self._upcoming = self._upcoming, next(self._decoder, None)
         if self._shown is None:
             raise VideoError(self.path, self._broken or "has no frame that can be decoded")
-        if self._upcoming is None and time >= self._shown.end:
-            self._require_end(self._shown.end)
         return self._shown
 
     def _require_end(self, end: float) -> None:
@@ -283,14 +326,16 @@ class VideoReader:
 
     def _start(self, *, after_seek: bool) -> None:
         self._shown = self._upcoming = self._broken = None
+        self._demand.left_out.clear()
         self._decoder = self._decode(after_seek)
 
     def _decode(self, after_seek: bool) -> Generator[_Shot, None, None]:
         """The frames from the container's present position on, until the file ends or breaks."""
         interval = 1 / self.fps
         number, previous = 0, -interval
+        packets = needed_packets(self._container.demux(self._stream), self._seconds, self._demand)
         try:
-            for frame in self._container.decode(self._stream):
+            for frame in self._decoded(packets):
                 if number == 0 and after_seek and (not frame.key_frame or frame.pts is None):
                     continue  # it may lack the frames that it refers to, or its place is unknown
                 if not self._has_timestamps:
@@ -304,15 +349,11 @@ class VideoReader:
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self._broken = f"cannot be decoded: {_describe(error)}"
 
-    def _convert(self, frame: av.VideoFrame) -> Frames:
-        """The frame as RGB [H, W, 3], upright: a view that lives as long as it is held."""
-        # A stream may change its size midway: all frames take the size that the file states.
-        width, height = self._stream.width or frame.width, self._stream.height or frame.height
-        plane = self._reformatter.reformat(frame, width, height, "rgb24", **_CONVERSION).planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
-        image = rows[:, : 3 * width].reshape(height, width, 3)
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        return image if matrix is None else _display(image, np.frombuffer(bytes(matrix), np.int32))
+    def _decoded(self, packets: Iterator[tuple[av.Packet, bool]]) -> Iterator[av.VideoFrame]:
+        context = self._stream.codec_context
+        for packet, is_needed in packets:
+            context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+            yield from self._stream.decode(packet)
 
     # The stream's clock.
 
@@ -368,20 +409,6 @@ class VideoReader:
             except (av.error.FFmpegError, OSError):
                 pass  # what comes before the break counts
         return count, (max(stamps) - min(stamps)) * self._tick if stamps else 0.0
-
-
-def _display(image: Frames, matrix: npt.NDArray[np.int32]) -> Frames:
-    """Applies a display matrix: x' = a x + c y, y' = b x + d y, where the two of a, d or the two of b, c are zero.
-
-    The nine numbers are a, b, 0, c, d, 0, and an offset that shifts the frame back to where it was. Matrices that turn
-    by anything but a multiple of 90 degrees are no case for pixels, and leave the frame as it is.
-    """
-    a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
-    if a == d == 0:
-        image, a, d = image.swapaxes(0, 1), c, b
-    elif b != 0 or c != 0:
-        return image
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _describe(error: Exception) -> str:

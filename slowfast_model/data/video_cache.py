@@ -1,24 +1,26 @@
-"""Keeps small videos decoded in memory, for data sets that are read over and over."""
+"""Opens videos for the data sets, and keeps small ones decoded in memory where they are read over and over."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from slowfast_model.data.video import Frames, Times, VideoError, VideoReader
+from slowfast_model.data.video import Times, VideoError, VideoReader
+from slowfast_ops import YUVFrames
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedVideo:
-    """All frames of a video; answers as a `VideoReader` of the file does, to the bit.
+    """All frames of a video; answers as a `VideoReader` of the file's planes does, to the bit.
 
     Attributes:
         path, fps, duration, tolerance: the reader's.
-        frames: uint8 [N, H, W, 3].
+        frames: all N frames.
         starts: float64 [N], increasing: when each frame begins to be shown.
     """
 
@@ -26,7 +28,7 @@ class DecodedVideo:
     fps: float
     duration: float
     tolerance: float
-    frames: Frames
+    frames: YUVFrames
     starts: Times
 
     def __enter__(self) -> DecodedVideo:
@@ -35,34 +37,37 @@ class DecodedVideo:
     def __exit__(self, *exception: object) -> None:
         """Keeps the frames: leaving a ``with`` is no reason to forget them."""
 
-    def read(self, times: npt.ArrayLike) -> tuple[Frames, Times]:
+    def read(self, times: npt.ArrayLike) -> tuple[YUVFrames, Times]:
         """See `VideoReader.read`."""
         numbers = np.searchsorted(self.starts, np.asarray(times, np.float64) + self.tolerance, side="right") - 1
         numbers = np.maximum(numbers, 0)
-        return self.frames[numbers], self.starts[numbers]
+        wanted = torch.from_numpy(numbers)
+        frames = replace(self.frames, luma=self.frames.luma[wanted], chroma=self.frames.chroma[wanted])
+        return frames, self.starts[numbers]
 
 
 class VideoCache:
     """Opens videos, and keeps those decoded that fit into what is left of ``max_bytes``.
 
-    A video is decoded as a whole when it is first opened. It is kept as RGB, 3 bytes a pixel, and never given up for
-    another. Damaged files are not kept: they are read, and fail, as without a cache.
+    A video is decoded as a whole when it is first opened. It is kept as YUV planes, 1.5 bytes a pixel, and never given
+    up for another. Damaged files are not kept: they are read, and fail, as without a cache.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.bytes_left = max_bytes
         self._videos: dict[Path, DecodedVideo] = {}
 
-    def open(self, path: str | PathLike[str]) -> VideoReader | DecodedVideo:
+    def open(self, path: str | PathLike[str]) -> VideoReader[YUVFrames] | DecodedVideo:
         """Raises VideoError as `VideoReader` does."""
         path = Path(path)
         if path in self._videos:
             return self._videos[path]
-        reader = VideoReader(path)
+        reader = VideoReader(path, pixels="yuv")
         if self.bytes_left <= 0:
             return reader
         height, width = reader.size
-        if reader.num_frames * height * width * 3 > self.bytes_left:
+        chroma = 2 * ((height + 1) // 2) * ((width + 1) // 2)
+        if reader.num_frames * (height * width + chroma) > self.bytes_left:
             return reader
         frames, starts = reader.read_frames()
         try:
@@ -71,5 +76,5 @@ class VideoCache:
             return reader
         reader.close()
         self._videos[path] = DecodedVideo(path, reader.fps, reader.duration, reader.tolerance, frames, starts)
-        self.bytes_left -= frames.nbytes
+        self.bytes_left -= frames.luma.nbytes + frames.chroma.nbytes
         return self._videos[path]

@@ -10,6 +10,8 @@ import av
 import numpy as np
 import pytest
 
+from slowfast_ops import YUVFrames
+
 HEIGHT, WIDTH = 48, 96
 _BITS = 8
 
@@ -27,6 +29,11 @@ def number_of(image: np.ndarray) -> int:
     height, width, _ = image.shape
     columns = ((np.arange(_BITS) + 0.5) * 8 * width / WIDTH).astype(int)
     return sum(int(image[height // 2, column].mean() > 125) << bit for bit, column in enumerate(columns))
+
+
+def numbers_of(frames: YUVFrames) -> list[int]:
+    """The number that each frame shows."""
+    return [number_of(image) for image in frames.rgb().numpy()]
 
 
 def write_numbered_video(

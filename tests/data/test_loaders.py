@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slowfast_model.data.clips import ClipDataset, Sample
 from slowfast_model.data.loaders import EpochSampler, GroupedBatches, TrainLoader
 from slowfast_model.data.sampling import ClipGeometry
-from slowfast_model.data.video import Frames
+from slowfast_ops import YUVFrames
 
 
 class Numbers(ClipDataset[tuple[int, float]]):
@@ -28,9 +28,13 @@ class Numbers(ClipDataset[tuple[int, float]]):
     def __len__(self) -> int:
         return self.length
 
-    def load(self, index: int, rng: np.random.Generator) -> tuple[Frames, ClipGeometry, tuple[int, float]]:
+    def load(self, index: int, rng: np.random.Generator) -> tuple[YUVFrames, ClipGeometry, tuple[int, float]]:
         geometry = ClipGeometry((1, 1), (1, 1), (0, 0, 1, 1))
-        return np.zeros((1, 1, 1, 3), np.uint8), geometry, (index, float(rng.random()))
+        return (
+            YUVFrames(np.zeros((1, 1, 1), np.uint8), np.zeros((1, 2, 1, 1), np.uint8)),
+            geometry,
+            (index, float(rng.random())),
+        )
 
 
 def collate(samples: list[Sample]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -243,17 +244,19 @@ def test_a_video_error_survives_pickling() -> None:
 def test_cached_videos_answer_alike(container: Path) -> None:
     cache = VideoCache(max_bytes=2_000_000)
     times = np.random.default_rng(0).uniform(-0.2, 2.3, 40)
-    with cache.open(container) as cached, VideoReader(container) as video:
+    with cache.open(container) as cached, VideoReader(container, pixels="yuv") as video:
         assert isinstance(cached, DecodedVideo)
-        for ours, expected in zip(cached.read(times), video.read(times), strict=True):
-            np.testing.assert_array_equal(ours, expected)
+        (ours, starts), (expected, expected_starts) = cached.read(times), video.read(times)
+        assert torch.equal(ours.luma, expected.luma)
+        assert torch.equal(ours.chroma, expected.chroma)
+        np.testing.assert_array_equal(starts, expected_starts)
         assert (cached.fps, cached.duration) == (video.fps, video.duration)
     assert cache.open(container) is cached
 
 
 def test_the_cache_keeps_to_its_size_and_to_whole_videos(numbered_video: Callable[..., Path]) -> None:
     paths = [numbered_video(f"{number}.mp4", 30) for number in range(3)]
-    size = 30 * 48 * 96 * 3
+    size = 30 * 48 * 96 * 3 // 2
     cache = VideoCache(2 * size + size // 2)
     assert [type(cache.open(path)) for path in paths] == [DecodedVideo, DecodedVideo, VideoReader]
     assert cache.bytes_left == size // 2
