@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from slowfast_model.data.ava import TIME_SLACK, AvaDataModule, AvaDataset
+from slowfast_model.data.ava import NO_VIDEO, TIME_SLACK, AvaDataModule, AvaDataset
 from slowfast_model.data.ava_annotations import NO_LABEL, KeyFrames, check_boxes
 from slowfast_model.data.clips import ClipDataset
 from slowfast_model.data.kinetics import KineticsDataModule, KineticsDataset
-from slowfast_model.data.video import VideoError, VideoReader
+from slowfast_model.data.video import VideoError
+from slowfast_model.data.video_cache import VideoCache
 from slowfast_model.data.video_list import find_malformed_rows as find_malformed_list_rows
 from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava_csv import (
@@ -93,7 +94,7 @@ def _start_worker(data: ClipDataset) -> None:
 def _check_video(path: str, clips: list[int]) -> VideoFacts:
     stamp = _stamp(path)
     try:
-        with VideoReader(path) as video:
+        with VideoCache(0, _data.config.frames_fps).open(path) as video:
             fps, duration, (height, width) = video.fps, video.duration, video.size
     except VideoError as error:
         return VideoFacts(path, *stamp, clips, [(-1, error.reason)])
@@ -321,9 +322,13 @@ def _check_ava_videos(
             clips_of[path] = sorted({clips[0], clips[len(clips) // 2], clips[-1]})
         else:
             path = videos.folder / video_id
-            found[path] = VideoFacts(str(path), 0, 0, [], [(-1, "no file of this name, with any extension")])
+            found[path] = VideoFacts(str(path), 0, 0, [], [(-1, NO_VIDEO)])
     found |= check_videos(data, clips_of, folder / "videos.jsonl", num_workers, split)
-    durations = {Path(facts.path).stem: facts.duration for facts in found.values() if facts.duration is not None}
+    durations = {
+        video_id: facts.duration
+        for video_id, path in videos.paths.items()
+        if (facts := found.get(path)) is not None and facts.duration is not None
+    }
     outside = set()
     for clip in range(len(key_frames)):
         video_id, timestamp = key_frames.key(clip)

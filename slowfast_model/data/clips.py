@@ -50,6 +50,7 @@ class DataConfig:
             every alpha-th ("stride").
         target_fps: frames per second that the model's sampling rate counts, whatever the video's own; "video": each
             video's own.
+        frames_fps: frames per second of videos that are folders of images (see `FrameFolder`).
         mean, std: of the network's input, per channel (R, G, B), for values in [0, 1].
         cache_megabytes: memory for whole decoded videos, per process that reads and per data set (training,
             validation), at 1.5 bytes a pixel. Videos that fit are decoded once: worth it for sets of a few short videos
@@ -68,6 +69,7 @@ class DataConfig:
     test_short_side: int | None = None
     slow_sampling: SlowSampling | None = None
     target_fps: float | Literal["video"] | None = None
+    frames_fps: float = 30.0
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     cache_megabytes: int = 0
@@ -89,6 +91,8 @@ class DataConfig:
         rate = self.target_fps
         if rate is not None and rate != OWN_RATE and not (isinstance(rate, (int, float)) and 0 < rate < math.inf):
             raise InputError(f"data.target_fps is {rate!r}: expected frames per second, or {OWN_RATE!r} for its own")
+        if not 0 < self.frames_fps < math.inf:
+            raise InputError(f"data.frames_fps is {self.frames_fps}: expected frames per second")
         if len(self.mean) != 3:
             raise InputError(f"data.mean is {list(self.mean)}: expected 3 numbers")
         if len(self.std) != 3 or not min(self.std) > 0:

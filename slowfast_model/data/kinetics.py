@@ -33,7 +33,7 @@ from slowfast_ops import YUVFrames
 class KineticsDataConfig(DataConfig):
     """A data set of ``<root>/train.csv`` and ``val.csv`` (see `VideoList.from_file`), or ``<root>/train/<class>/*``.
 
-    Paths in a list are relative to the list, to the root, or to its ``videos``.
+    Paths in a list are relative to the list, to the root, or to its ``videos``. They name files, or folders of images.
 
     Attributes:
         temporal_views: clips per video in testing, spread evenly over it.
@@ -101,7 +101,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
         self.views = views or (1, 1)
         self.rules = config.rules
         self.views_to_end = self.rules.views_to_end if views_to_end is None else views_to_end
-        self.cache = VideoCache(config.cache_megabytes << 20)
+        self.cache = VideoCache(config.cache_megabytes << 20, config.frames_fps)
 
     def __len__(self) -> int:
         return len(self.videos) * self.views[0] * self.views[1]
@@ -129,7 +129,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
     def read(self, row: int, clip: int, position: float | None = None) -> YUVFrames:
         """The decoded frames of clip number ``clip``, or of a random one at ``position`` in [0, 1)."""
         with self.cache.open(self.locate(row)) as video:
-            source_frames = video.fps * video.duration
+            source_frames = max(1, round(video.fps * video.duration))  # files state durations to a millisecond, say
             rate = self.rules.frame_rate(video.fps)
             length = clip_length(self.model.num_frames, self.model.sampling_rate, video.fps, rate)
             if position is not None:
@@ -137,12 +137,12 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
             else:
                 start = uniform_clip_start(source_frames, length, clip, self.views[0], to_end=self.views_to_end)
             frame_indices = strided_frame_indices if self.rules.whole_strides else clip_frame_indices
-            numbers = frame_indices(start, length, self.model.num_frames, max(1, round(source_frames)))
+            numbers = frame_indices(start, length, self.model.num_frames, source_frames)
             # A frame is on screen from number / fps on: its middle is the safe time to ask for.
             return video.read((numbers.numpy() + 0.5) / video.fps)[0]
 
     def locate(self, row: int) -> Path:
-        """The video file of a row."""
+        """The video file of a row, or its folder of images."""
         root, name = Path(self.config.root), self.videos.path(row)
         places = [folder / name for folder in (self.videos.folder, root, root / "videos")]  # `name` if it is absolute
         return next((path for path in places if path.exists()), places[-1])
