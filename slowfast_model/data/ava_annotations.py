@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slowfast_model.errors import InputError
+from slowfast_model.errors import MAX_CLASSES, InputError
 from slowfast_model.evaluation.ava_csv import LabelledBoxes
 from slowfast_model.evaluation.frame_keys import FrameKey, FrameKeys
 
@@ -199,13 +199,15 @@ def check_boxes(table: LabelledBoxes, path: Path) -> None:
     """Looks for rows that parse and still cannot be meant.
 
     Raises:
-        InputError: a box in pixels or with its corners in the wrong order, or a class id of 0; file and line are named.
+        InputError: a box in pixels or with its corners in the wrong order, or an impossible class id; file and line are
+            named.
     """
     boxes = table.boxes
     problems = (
         ((boxes < -0.1).any(axis=1) | (boxes > 1.1).any(axis=1), "the box must be in fractions of the frame, 0 to 1"),
         ((boxes[:, :2] > boxes[:, 2:]).any(axis=1), "the box must have x1 <= x2 and y1 <= y2"),
         ((table.labels < 1) & (table.labels != NO_LABEL), "action_id must be 1 or more, or empty"),
+        (table.labels > MAX_CLASSES, f"action_id must be at most {MAX_CLASSES}"),
     )
     for wrong, rule in problems:
         if wrong.any():

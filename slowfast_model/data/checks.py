@@ -105,7 +105,7 @@ def _check_video(path: str, clips: list[int]) -> VideoFacts:
 def _stamp(path: str) -> tuple[int, int]:
     try:
         status = Path(path).stat()
-    except OSError:
+    except (OSError, ValueError):  # not there, or no possible name
         return 0, 0
     return status.st_size, status.st_mtime_ns
 
@@ -271,7 +271,8 @@ def check_ava(data: AvaDataModule, folder: Path, num_workers: int) -> tuple[list
         findings += Finding.of("warning", "labels", f"class ids of {split} are not in the action list", unknown)
         key_frames = KeyFrames.from_tables([table])
         video_ids[split] = set(key_frames.video_ids)
-        dataset = AvaDataset(key_frames, data.videos, config, data.model_config, data.num_classes, [(256, False)])
+        num_classes = max(data.num_classes, int(table.labels.max(initial=1)))  # those that only val has included
+        dataset = AvaDataset(key_frames, data.videos, config, data.model_config, num_classes, [(256, False)])
         videos, outside = _check_ava_videos(dataset, folder, num_workers, split)
         findings += _video_findings(split, videos, config.max_bad_share)
         findings += Finding.of("warning", "timestamps", f"key frames of {split} lie outside their videos", outside)

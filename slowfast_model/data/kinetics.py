@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
         """The video file of a row, or its folder of images."""
         root, name = Path(self.config.root), self.videos.path(row)
         places = [folder / name for folder in (self.videos.folder, root, root / "videos")]  # `name` if it is absolute
-        return next((path for path in places if path.exists()), places[-1])
+        return next((path for path in places if os.path.exists(path)), places[-1])
 
     def collate(self, samples: list[Sample[KineticsTarget]]) -> dict[str, Any]:
         """A batch of the data module; see `KineticsDataModule`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -78,7 +79,7 @@ class VideoCache:
         path = Path(path)
         if path in self._videos:
             return self._videos[path]
-        reader = FrameFolder(path, fps=self.frames_fps) if path.is_dir() else VideoReader(path, pixels="yuv")
+        reader = FrameFolder(path, fps=self.frames_fps) if os.path.isdir(path) else VideoReader(path, pixels="yuv")
         if self.bytes_left <= 0:
             return reader
         height, width = reader.size

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from slowfast_model.errors import InputError
+from slowfast_model.errors import MAX_CLASSES, InputError
 from slowfast_model.evaluation.frame_keys import FrameKey, FrameKeys, frame_key, round_timestamps
 
 _COMMA, _NEWLINE, _DOT, _ZERO = b",\n.0"
@@ -139,7 +139,8 @@ def read_label_map(path: str | PathLike[str]) -> dict[int, str]:
         Class id -> name, in the file's order. Only these classes are evaluated (60 of 80 in AVA's own list).
 
     Raises:
-        InputError: the file cannot be read, has no items, an item lacks its name or id, or an id comes twice.
+        InputError: the file cannot be read, has no items, an item lacks its name or id, or an id is too large or comes
+            twice.
     """
     text = _read_bytes(path).decode(errors="replace")
     classes: dict[int, str] = {}
@@ -149,6 +150,8 @@ def read_label_map(path: str | PathLike[str]) -> dict[int, str]:
         class_id = re.search(r"\b(?:label_)?id:\s*(\d+)", item[1])
         if name is None or class_id is None:
             raise InputError(f'{path}:{line}: an item needs a name: "..." and an id: number')
+        if int(class_id[1]) > MAX_CLASSES:
+            raise InputError(f"{path}:{line}: class id {class_id[1][:30]}: expected at most {MAX_CLASSES}")
         if int(class_id[1]) in classes:
             raise InputError(f"{path}:{line}: class id {class_id[1]} is listed twice")
         classes[int(class_id[1])] = name[2]
@@ -300,7 +303,7 @@ class _Block:
         self, column: int, name: str, rows: npt.NDArray[np.bool_], empty: float | None = None
     ) -> npt.NDArray[np.int64]:
         values = self.numbers(column, name, rows, empty=empty)
-        fractional = values != np.floor(values)
+        fractional = (values != np.floor(values)) | (np.abs(values) >= 2.0**53)
         if fractional.any():
             first = int(fractional.argmax())
             raise self.error(np.flatnonzero(rows)[first], f"{name} must be a whole number, got {values[first]}")
