@@ -132,7 +132,7 @@ def _one_line(message: str) -> str:
     """jsonargparse's message, which names the field, without its line breaks and Python's spelling of types."""
     message = re.sub(r"<class '(.*?)'>", r"\1", message).replace("typing.", "").replace("NoneType", "null")
     message = re.sub(r'Parser key "(.*?)":\s*', r"\1: ", message)
-    union = re.search(r"Does not validate against .*?Subtypes: \[(.*?)\].*Given value: ", message, flags=re.DOTALL)
+    union = re.search(r"Does not validate against .*?Subtypes: \[(.*?)\]\s.*Given value: ", message, flags=re.DOTALL)
     if union:
         message = message.replace(union[0], f"expected {union[1].replace(', ', ' or ')}, got ")
     message = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", message)

@@ -20,6 +20,7 @@ from slowfast_model.errors import InputError
 from slowfast_model.interop.conversion import ForeignTensors, build_and_load, identify, read_source
 from slowfast_model.interop.files import read_tensors
 from slowfast_model.interop.fitting import LoadReport
+from slowfast_model.interop.pyslowfast import DATA_SETTINGS as PYSLOWFAST_DATA
 from slowfast_model.interop.pyslowfast import to_pyslowfast_state
 from slowfast_model.interop.pyslowfast_config import read_pyslowfast_config
 from slowfast_model.models import VideoNetwork
@@ -141,8 +142,9 @@ def _write(config: ConvertConfig, model: VideoNetwork, description: ModelDescrip
     if config.to == "slowfast_model":
         save_weights(config.output, model, description)
         return
-    if description.data:
-        raise InputError(f"PySlowFast has one mean, std and slow_sampling, and these weights need {description.data}")
+    needed = {name: value for name, value in description.data.items() if value != PYSLOWFAST_DATA.get(name)}
+    if needed:
+        raise InputError(f"PySlowFast has one mean, std and slow_sampling, and these weights need {needed}")
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     # Without an epoch: PySlowFast would expect the optimizer's state beside it.
     torch.save({"model_state": to_pyslowfast_state(state, description.config)}, config.output)

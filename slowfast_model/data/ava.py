@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,24 +18,26 @@ from slowfast_model.data.ava_annotations import NO_LABEL, AvaFiles, KeyFrames, c
 from slowfast_model.data.boxes import is_visible, to_input_pixels
 from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, make_pathways
 from slowfast_model.data.loaders import ClipDataModule, evaluation_loader
+from slowfast_model.data.protocols import PROTOCOLS, ClipRules
 from slowfast_model.data.sampling import ClipGeometry, full_frame_geometry, key_frame_times, random_geometry
-from slowfast_model.data.video import Frames, VideoError, VideoReader
-from slowfast_model.data.video_cache import DecodedVideo, VideoCache
+from slowfast_model.data.video import Frames, VideoError
+from slowfast_model.data.video_cache import Video, VideoCache
 from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava_csv import (
-    FrameKey,
     LabelledBoxes,
     read_excluded_timestamps,
     read_groundtruth,
     read_label_map,
     read_predicted_boxes,
 )
+from slowfast_model.evaluation.frame_keys import FrameKey, FrameKeys
 from slowfast_model.models import ModelConfig
 from slowfast_ops import YUVFrames
 
 AVA_FIRST_SECOND = 900.0
 """AVA annotates minutes 15 to 30 of films; the published clips are cut out at second 900."""
 
+NO_VIDEO = "no file of this name, with any extension, and no folder of its frames"
 _CROP_ATTEMPTS = 10  # random crops to try for one that shows a box
 TIME_SLACK = 0.5
 """Seconds that a key frame may lie behind the end of its video."""
@@ -45,13 +47,13 @@ TIME_SLACK = 0.5
 class AvaDataConfig(DataConfig):
     """An AVA-format data set: ``<root>/annotations/ava_{train,val}_v*.csv`` and so on, ``<root>/videos/<video_id>.*``.
 
+    Videos may be folders of images, too: ``<root>/frames/<video_id>/*_000001.jpg`` and so on, `frames_fps` a second.
+
     Attributes:
         score_threshold: predicted boxes below it are left out.
         include_negatives: train on predicted boxes without a label, too, as examples of no action.
         test_scales: lengths of the shorter side in testing, each a view of every key frame; default test_short_side.
         test_flip: test every view mirrored, too.
-        fps: frames per second that the model's sampling rate counts; default each video's own. AVA's published results
-            are for 30.
         first_second: the timestamp at which the videos begin; default 0, or 900 for a video that ends before its
             annotations do.
         num_classes: outputs of the model; default the highest class id in the action list and the annotations.
@@ -63,7 +65,6 @@ class AvaDataConfig(DataConfig):
     include_negatives: bool = False
     test_scales: tuple[int, ...] | None = None
     test_flip: bool = False
-    fps: float | None = None
     first_second: float | None = None
     num_classes: int | None = None
     train_groundtruth: str | None = None
@@ -75,10 +76,16 @@ class AvaDataConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.fps is not None and not self.fps > 0:
-            raise InputError(f"data.fps is {self.fps}: expected frames per second, or null for each video's own rate")
         if self.test_scales is not None and not (self.test_scales and min(self.test_scales) >= 1):
             raise InputError(f"data.test_scales is {list(self.test_scales)}: expected lengths of 1 or more, or null")
+
+    @property
+    def rules(self) -> ClipRules:
+        """See `DataConfig.rules`; PySlowFast draws the inverse of the short side for AVA."""
+        rules = PROTOCOLS[self.protocol]
+        if self.protocol == "pyslowfast":
+            rules = replace(rules, short_side_jitter="inverse")
+        return rules.overridden_by(self)
 
     def test_views(self, crop_size: int) -> list[tuple[int, bool]]:
         """(length of the shorter side, whether mirrored) of every view in testing, for a model of this crop."""
@@ -121,40 +128,46 @@ class AvaTarget:
 
 
 class AvaVideos:
-    """The video files of a data set by video id, on the annotations' axis of time.
+    """The videos of a data set by video id, on the annotations' axis of time.
 
     Args:
-        folder: where the files are, ``<video_id>.<any extension>``.
+        root: where they are: ``videos/<video_id>.<any extension>``, or else ``frames/<video_id>/``, its images.
         first_second: the timestamp at which the videos begin; None: see `AvaDataConfig`.
         key_frames: all annotated key frames.
 
     Raises:
-        InputError: the folder cannot be read.
+        InputError: there is neither folder, or one cannot be read.
+
+    Attributes:
+        paths: video id -> file or folder.
+        time_ranges: video id -> its first and last timestamp.
     """
 
-    def __init__(self, folder: Path, first_second: float | None, key_frames: Iterable[FrameKey]) -> None:
-        self.folder = folder
+    def __init__(self, root: Path, first_second: float | None, key_frames: FrameKeys) -> None:
         self.first_second = first_second
-        self.time_ranges: dict[str, tuple[float, float]] = {}
-        for video_id, timestamp in key_frames:
-            first, last = self.time_ranges.get(video_id, (timestamp, timestamp))
-            self.time_ranges[video_id] = min(first, timestamp), max(last, timestamp)
+        first = np.full(len(key_frames.video_ids), np.inf)
+        last = -first
+        np.minimum.at(first, key_frames.videos, key_frames.timestamps)
+        np.maximum.at(last, key_frames.videos, key_frames.timestamps)
+        self.time_ranges = dict(zip(key_frames.video_ids, zip(first.tolist(), last.tolist(), strict=True), strict=True))
+        videos, frames = root / "videos", root / "frames"
+        self.folder = frames if frames.is_dir() and not videos.exists() else videos
         try:
-            self.paths = {path.stem: path for path in sorted(folder.iterdir(), reverse=True) if path.is_file()}
+            files = {path.stem: path for path in sorted(self.folder.iterdir(), reverse=True) if path.is_file()}
+            folders = {path.name: path for path in frames.iterdir() if path.is_dir()} if frames.is_dir() else {}
         except OSError as error:
-            raise InputError(f"{folder}: {error.strerror}; expected the folder of the videos") from None
+            raise InputError(f"{error.filename}: {error.strerror}; expected the folder of the videos") from None
+        self.paths = folders | files
 
     @contextmanager
-    def open(
-        self, video_id: str, timestamp: float, cache: VideoCache
-    ) -> Iterator[tuple[VideoReader[YUVFrames] | DecodedVideo, float]]:
+    def open(self, video_id: str, timestamp: float, cache: VideoCache) -> Iterator[tuple[Video, float]]:
         """The video, and the timestamp in seconds of the video.
 
         Raises:
             VideoError: there is no such video, it cannot be decoded, or it does not reach to the timestamp.
         """
         if video_id not in self.paths:
-            raise VideoError(self.folder / video_id, "no file of this name, with any extension")
+            raise VideoError(self.folder / video_id, NO_VIDEO)
         with cache.open(self.paths[video_id]) as video:
             time = timestamp - self.first_second_of(video_id, video.duration)
             if not 0 <= time <= video.duration + TIME_SLACK:
@@ -174,9 +187,9 @@ class AvaVideos:
 class AvaDataset(ClipDataset[AvaTarget]):
     """A clip for every key frame that has boxes, or one for each of its views.
 
-    In training: a random crop of the frame at a random size (its inverse is uniform, as PySlowFast has it for AVA),
-    perhaps mirrored. Boxes that it does not show are left out; a crop that shows none is drawn anew, in the end around
-    one of them. In evaluation: the whole frame; index ``view * len(key_frames) + k`` is key frame k.
+    In training: a random crop of the frame at a random size, perhaps mirrored. Boxes that it does not show are left
+    out; a crop that shows none is drawn anew, in the end around one of them. In evaluation: the whole frame; index
+    ``view * len(key_frames) + k`` is key frame k.
 
     Args:
         views: (length of the shorter side, whether mirrored) of each; None: training.
@@ -195,10 +208,11 @@ class AvaDataset(ClipDataset[AvaTarget]):
         self.key_frames = key_frames
         self.videos = videos
         self.config = config
+        self.rules = config.rules
         self.model = model
         self.num_classes = num_classes
         self.views = views
-        self.cache = VideoCache(config.cache_megabytes << 20)
+        self.cache = VideoCache(config.cache_megabytes << 20, config.frames_fps)
 
     def __len__(self) -> int:
         return len(self.key_frames) * len(self.views or [None])
@@ -222,7 +236,7 @@ class AvaDataset(ClipDataset[AvaTarget]):
     def read(self, index: int) -> YUVFrames:
         """The decoded frames of the clip around a key frame."""
         with self.videos.open(*self.key_frames.key(index), self.cache) as (video, time):
-            fps = self.config.fps or video.fps
+            fps = self.rules.frame_rate(video.fps)
             return video.read(key_frame_times(time, self.model.num_frames, self.model.sampling_rate, fps))[0]
 
     def _random_geometry(
@@ -230,9 +244,10 @@ class AvaDataset(ClipDataset[AvaTarget]):
     ) -> ClipGeometry:
         crop_size = self.model.crop_size
         short_side, flip_probability = self.config.train_short_side(crop_size), self.config.flip_probability
+        inverse = self.rules.short_side_jitter == "inverse"
         for _ in range(_CROP_ATTEMPTS):
             geometry = random_geometry(
-                size, crop_size, short_side, rng, inverse=True, flip_probability=flip_probability
+                size, crop_size, short_side, rng, inverse=inverse, flip_probability=flip_probability
             )
             if is_visible(to_input_pixels(boxes, geometry)).any():
                 return geometry
@@ -300,8 +315,8 @@ class AvaDataModule(ClipDataModule):
         names = read_label_map(self.files["val"].label_map)
         self.evaluated_classes = sorted(names)
         tables = {"train": self._training_tables(), "val": self._validation_tables()}
-        keys = (key for split in tables.values() for table in split for key in table.keys)
-        self.videos = AvaVideos(Path(config.root) / "videos", config.first_second, keys)
+        keys = FrameKeys.concatenate([table.keys for split in tables.values() for table in split])
+        self.videos = AvaVideos(Path(config.root), config.first_second, keys)
         labels = np.concatenate([table.labels for split in tables.values() for table in split])
         highest = max(int(labels.max(initial=1)), *self.evaluated_classes)
         self.num_classes = config.num_classes or highest
@@ -331,7 +346,7 @@ class AvaDataModule(ClipDataModule):
         path = self.files["val"].predicted_boxes
         table = self.groundtruth("val") if path is None else self._predicted_boxes(path)
         excluded = self.excluded("val")
-        counts = np.array([key not in excluded for key in table.keys] or [True])
+        counts = FrameKeys.of(excluded).find(table.keys) < 0
         return [select(table, counts[table.frames])]
 
     def _predicted_boxes(self, path: Path) -> LabelledBoxes:
@@ -351,7 +366,7 @@ class AvaDataModule(ClipDataModule):
         if not any(video_id in self.videos.paths for video_id in key_frames.video_ids):
             raise InputError(
                 f"{self.videos.folder}: none of the {len(key_frames.video_ids)} videos of "
-                f"{self.files[split].groundtruth.name} is there, such as {key_frames.video_ids[0]}.mp4"
+                f"{self.files[split].groundtruth.name} is there, such as {key_frames.video_ids[0]}"
             )
         return key_frames
 
@@ -392,7 +407,7 @@ class AvaDataModule(ClipDataModule):
         Raises:
             VideoError: the video is missing or cannot give it.
         """
-        with self.videos.open(video_id, timestamp, VideoCache(0)) as (video, time):
+        with self.videos.open(video_id, timestamp, VideoCache(0, self.config.frames_fps)) as (video, time):
             return video.read([time])[0].rgb()[0].numpy()
 
     def describe(self) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slowfast_model.errors import InputError
-from slowfast_model.evaluation.ava_csv import FrameKey, LabelledBoxes
+from slowfast_model.errors import MAX_CLASSES, InputError
+from slowfast_model.evaluation.ava_csv import LabelledBoxes
+from slowfast_model.evaluation.frame_keys import FrameKey, FrameKeys
 
 NO_LABEL = -1
 
@@ -93,34 +94,32 @@ class KeyFrames:
 
     @classmethod
     def from_tables(cls, tables: Sequence[LabelledBoxes]) -> KeyFrames:
-        """Merges tables: rows of a key frame with the same coordinates are one box that has all their labels."""
-        index: dict[FrameKey, int] = {}
-        for table in tables:
-            for frame in np.unique(table.frames).tolist():
-                index.setdefault(table.keys[frame], len(index))
-        # Key frames of a video next to one another, in time; otherwise as they come.
-        video_index = {video_id: number for number, video_id in enumerate(dict.fromkeys(video for video, _ in index))}
-        keys = sorted(index, key=lambda key: (video_index[key[0]], key[1]))
-        place = {key: number for number, key in enumerate(keys)}
+        """Merges tables: rows of a key frame with the same coordinates are one box that has all their labels.
 
-        frames = np.concatenate([_place_of(table, place)[table.frames] for table in tables])
+        Videos are in order of their first box, key frames of a video in time, boxes of a key frame as they come.
+        """
+        used = [table.keys.take(np.flatnonzero(np.bincount(table.frames))) for table in tables]
+        merged = FrameKeys.concatenate(used)
+        by_first_box = list(dict.fromkeys(merged.videos.tolist()))
+        video_ids = [merged.video_ids[video] for video in by_first_box]
+        # Prepended, the videos alone set the order in which `unique` has them.
+        keys, _, _ = FrameKeys.concatenate([FrameKeys(video_ids, *np.zeros((2, 0), np.int64)), merged]).unique()
+        frames = np.concatenate([keys.find(table.keys)[table.frames] for table in tables])
         boxes = np.concatenate([table.boxes for table in tables])
         labels = np.concatenate([table.labels for table in tables])
-        # Sorted by key frame and coordinates, the rows of a box follow one another; within it labels are in order.
-        order = np.lexsort([labels, *boxes.T[::-1], frames])
-        frames, boxes, labels = frames[order], boxes[order], labels[order]
-        is_new_box = np.ones(len(frames), bool)
-        is_new_box[1:] = (frames[1:] != frames[:-1]) | (boxes[1:] != boxes[:-1]).any(axis=1)
-        box_of_row = np.cumsum(is_new_box) - 1
-        is_label = (labels != NO_LABEL) & (is_new_box | (labels != np.roll(labels, 1)))
-        num_boxes = int(is_new_box.sum())
+
+        box_of_row, first_rows = _number_boxes(frames, boxes)
+        order = np.lexsort((labels, box_of_row))
+        box_of_row, labels = box_of_row[order], labels[order]
+        is_label = labels != NO_LABEL
+        is_label[1:] &= (box_of_row[1:] != box_of_row[:-1]) | (labels[1:] != labels[:-1])
         return cls(
-            video_ids=list(video_index),
-            videos=np.array([video_index[video] for video, _ in keys], np.int64),
-            timestamps=np.array([timestamp for _, timestamp in keys], np.float64),
-            first_boxes=_offsets(frames[is_new_box], len(keys)),
-            boxes=boxes[is_new_box],
-            first_labels=_offsets(box_of_row[is_label], num_boxes),
+            video_ids=video_ids,
+            videos=keys.videos,
+            timestamps=keys.timestamps,
+            first_boxes=_offsets(frames[first_rows], len(keys)),
+            boxes=boxes[first_rows],
+            first_labels=_offsets(box_of_row[is_label], len(first_rows)),
             labels=labels[is_label],
         )
 
@@ -145,8 +144,45 @@ class KeyFrames:
         return targets
 
 
-def _place_of(table: LabelledBoxes, place: dict[FrameKey, int]) -> npt.NDArray[np.int64]:
-    return np.array([place.get(key, -1) for key in table.keys] or [-1], np.int64)
+def _number_boxes(
+    frames: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers the different boxes, by frame and first appearance.
+
+    Args:
+        frames: int64 [n], sorted or nearly: that is fast.
+        boxes: float64 [n, 4].
+
+    Returns:
+        The box of each row, int64 [n], and the first row of each box.
+    """
+    # The number of the frame in the highest bits and a hash of the box in the others: one key, whose order is close to
+    # that of the rows.
+    bits = np.uint64(int(frames.max(initial=0)).bit_length())
+    keys = (frames.astype(np.uint64) << (np.uint64(64) - bits)) | (_hash(boxes) >> bits)
+    order = np.argsort(keys, kind="stable")
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = np.diff(keys[order]) != 0
+    differs = (boxes[order[1:]] != boxes[order[:-1]]).any(axis=1)
+    if (differs & ~is_new[1:]).any():  # two boxes of a frame have one hash: the slow way is safe
+        order = np.lexsort((*boxes.T, frames))
+        is_new[1:] = (np.diff(frames[order]) != 0) | (boxes[order[1:]] != boxes[order[:-1]]).any(axis=1)
+    first_rows = order[is_new]  # the sort is stable
+    by_appearance = np.lexsort((first_rows, frames[first_rows]))
+    rank = np.empty(len(first_rows), np.int64)
+    rank[by_appearance] = np.arange(len(first_rows))
+    box_of_row = np.empty(len(order), np.int64)
+    box_of_row[order] = rank[np.cumsum(is_new) - 1]
+    return box_of_row, first_rows[by_appearance]
+
+
+def _hash(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
+    """A number for each row, equal for equal rows and most likely different for others."""
+    bits = np.ascontiguousarray(rows + 0.0).view(np.uint64)  # -0.0 equals 0.0, and becomes it
+    hashes = np.zeros(len(rows), np.uint64)
+    for column in bits.T:
+        hashes = (hashes ^ (hashes >> np.uint64(29)) ^ column) * np.uint64(0x9E3779B97F4A7C15)
+    return hashes
 
 
 def _offsets(groups: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
@@ -163,13 +199,15 @@ def check_boxes(table: LabelledBoxes, path: Path) -> None:
     """Looks for rows that parse and still cannot be meant.
 
     Raises:
-        InputError: a box in pixels or with its corners in the wrong order, or a class id of 0; file and line are named.
+        InputError: a box in pixels or with its corners in the wrong order, or an impossible class id; file and line are
+            named.
     """
     boxes = table.boxes
     problems = (
         ((boxes < -0.1).any(axis=1) | (boxes > 1.1).any(axis=1), "the box must be in fractions of the frame, 0 to 1"),
         ((boxes[:, :2] > boxes[:, 2:]).any(axis=1), "the box must have x1 <= x2 and y1 <= y2"),
         ((table.labels < 1) & (table.labels != NO_LABEL), "action_id must be 1 or more, or empty"),
+        (table.labels > MAX_CLASSES, f"action_id must be at most {MAX_CLASSES}"),
     )
     for wrong, rule in problems:
         if wrong.any():

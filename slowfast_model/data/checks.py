@@ -12,20 +12,21 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from slowfast_model.data.ava import TIME_SLACK, AvaDataModule, AvaDataset
+from slowfast_model.data.ava import NO_VIDEO, TIME_SLACK, AvaDataModule, AvaDataset
 from slowfast_model.data.ava_annotations import NO_LABEL, KeyFrames, check_boxes
 from slowfast_model.data.clips import ClipDataset
 from slowfast_model.data.kinetics import KineticsDataModule, KineticsDataset
-from slowfast_model.data.video import VideoError, VideoReader
+from slowfast_model.data.video import VideoError
+from slowfast_model.data.video_cache import VideoCache
 from slowfast_model.data.video_list import find_malformed_rows as find_malformed_list_rows
 from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava_csv import (
-    FrameKey,
     LabelledBoxes,
     find_malformed_rows,
     read_groundtruth,
     read_predicted_boxes,
 )
+from slowfast_model.evaluation.frame_keys import FrameKey
 
 _EXAMPLES = 5
 _RECALL_IOU = 0.5
@@ -93,7 +94,7 @@ def _start_worker(data: ClipDataset) -> None:
 def _check_video(path: str, clips: list[int]) -> VideoFacts:
     stamp = _stamp(path)
     try:
-        with VideoReader(path) as video:
+        with VideoCache(0, _data.config.frames_fps).open(path) as video:
             fps, duration, (height, width) = video.fps, video.duration, video.size
     except VideoError as error:
         return VideoFacts(path, *stamp, clips, [(-1, error.reason)])
@@ -104,7 +105,7 @@ def _check_video(path: str, clips: list[int]) -> VideoFacts:
 def _stamp(path: str) -> tuple[int, int]:
     try:
         status = Path(path).stat()
-    except OSError:
+    except (OSError, ValueError):  # not there, or no possible name
         return 0, 0
     return status.st_size, status.st_mtime_ns
 
@@ -270,7 +271,8 @@ def check_ava(data: AvaDataModule, folder: Path, num_workers: int) -> tuple[list
         findings += Finding.of("warning", "labels", f"class ids of {split} are not in the action list", unknown)
         key_frames = KeyFrames.from_tables([table])
         video_ids[split] = set(key_frames.video_ids)
-        dataset = AvaDataset(key_frames, data.videos, config, data.model_config, data.num_classes, [(256, False)])
+        num_classes = max(data.num_classes, int(table.labels.max(initial=1)))  # those that only val has included
+        dataset = AvaDataset(key_frames, data.videos, config, data.model_config, num_classes, [(256, False)])
         videos, outside = _check_ava_videos(dataset, folder, num_workers, split)
         findings += _video_findings(split, videos, config.max_bad_share)
         findings += Finding.of("warning", "timestamps", f"key frames of {split} lie outside their videos", outside)
@@ -321,9 +323,13 @@ def _check_ava_videos(
             clips_of[path] = sorted({clips[0], clips[len(clips) // 2], clips[-1]})
         else:
             path = videos.folder / video_id
-            found[path] = VideoFacts(str(path), 0, 0, [], [(-1, "no file of this name, with any extension")])
+            found[path] = VideoFacts(str(path), 0, 0, [], [(-1, NO_VIDEO)])
     found |= check_videos(data, clips_of, folder / "videos.jsonl", num_workers, split)
-    durations = {Path(facts.path).stem: facts.duration for facts in found.values() if facts.duration is not None}
+    durations = {
+        video_id: facts.duration
+        for video_id, path in videos.paths.items()
+        if (facts := found.get(path)) is not None and facts.duration is not None
+    }
     outside = set()
     for clip in range(len(key_frames)):
         video_id, timestamp = key_frames.key(clip)

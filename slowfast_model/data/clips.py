@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from slowfast_model.data.protocols import OWN_RATE, PROTOCOLS, ClipRules, Jitter, ProtocolName, SlowSampling
 from slowfast_model.data.sampling import ClipGeometry
 from slowfast_model.data.video import VideoError
 from slowfast_model.errors import InputError
@@ -36,12 +38,19 @@ class DataConfig:
         batch_size: clips per batch and process.
         num_workers: processes that read ahead; 0 reads in the training process.
         seed: of the order and the augmentation, both functions of (seed, epoch, sample).
+        protocol: "pyslowfast" or "paper", see `slowfast_model.data.protocols`: gives slow_sampling, target_fps,
+            short_side_jitter (and views_to_end, for Kinetics) their values where they are null. What is set wins, and
+            slow_sampling, mean and std are those that the weights were trained with, unless set.
         short_side: training frames are resized so that their shorter side is between these two lengths; default 8/7
             and 10/7 of the model's crop (256 and 320 for 224).
+        short_side_jitter: what is uniform between them, the length ("uniform") or its inverse ("inverse").
         flip_probability: of mirroring a training clip.
         test_short_side: length of the shorter side in validation and testing; default 8/7 of the model's crop.
-        slow_sampling: the Slow pathway's share of the frames: "linspace" (PySlowFast, and weights trained with it) or
-            "stride" (the paper).
+        slow_sampling: the Slow pathway's share of the frames: spread evenly from the first to the last ("linspace") or
+            every alpha-th ("stride").
+        target_fps: frames per second that the model's sampling rate counts, whatever the video's own; "video": each
+            video's own.
+        frames_fps: frames per second of videos that are folders of images (see `FrameFolder`).
         mean, std: of the network's input, per channel (R, G, B), for values in [0, 1].
         cache_megabytes: memory for whole decoded videos, per process that reads and per data set (training,
             validation), at 1.5 bytes a pixel. Videos that fit are decoded once: worth it for sets of a few short videos
@@ -53,10 +62,14 @@ class DataConfig:
     batch_size: int = 8
     num_workers: int = 1
     seed: int = 0
+    protocol: ProtocolName = "pyslowfast"
     short_side: tuple[int, int] | None = None
+    short_side_jitter: Jitter | None = None
     flip_probability: float = 0.5
     test_short_side: int | None = None
-    slow_sampling: Literal["linspace", "stride"] = "linspace"
+    slow_sampling: SlowSampling | None = None
+    target_fps: float | Literal["video"] | None = None
+    frames_fps: float = 30.0
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     cache_megabytes: int = 0
@@ -69,12 +82,26 @@ class DataConfig:
         for name in ("flip_probability", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"data.{name} is {getattr(self, name)}: expected a number from 0 to 1")
-        if self.slow_sampling not in ("linspace", "stride"):
-            raise InputError(f"data.slow_sampling is {self.slow_sampling!r}: expected 'linspace' or 'stride'")
+        for name, kind in (
+            ("protocol", ProtocolName), ("slow_sampling", SlowSampling), ("short_side_jitter", Jitter),
+        ):  # fmt: skip
+            value, choices = getattr(self, name), get_args(kind)
+            if value not in choices and (value is not None or name == "protocol"):
+                raise InputError(f"data.{name} is {value!r}: expected {choices[0]!r} or {choices[1]!r}")
+        rate = self.target_fps
+        if rate is not None and rate != OWN_RATE and not (isinstance(rate, (int, float)) and 0 < rate < math.inf):
+            raise InputError(f"data.target_fps is {rate!r}: expected frames per second, or {OWN_RATE!r} for its own")
+        if not 0 < self.frames_fps < math.inf:
+            raise InputError(f"data.frames_fps is {self.frames_fps}: expected frames per second")
         if len(self.mean) != 3:
             raise InputError(f"data.mean is {list(self.mean)}: expected 3 numbers")
         if len(self.std) != 3 or not min(self.std) > 0:
             raise InputError(f"data.std is {list(self.std)}: expected 3 numbers above 0")
+
+    @property
+    def rules(self) -> ClipRules:
+        """How clips are taken: the fields that are set, and the protocol's values for the others."""
+        return PROTOCOLS[self.protocol].overridden_by(self)
 
     def train_short_side(self, crop_size: int) -> tuple[int, int]:
         """The range of `short_side` for a model that is trained on crops of this size.
@@ -167,7 +194,7 @@ def make_pathways(
         [frames for frames, _ in clips],
         indices=torch.arange(model.num_frames).expand(len(clips), -1),
         alpha=model.alpha,
-        slow_sampling=config.slow_sampling,
+        slow_sampling=config.rules.slow_sampling,
         mean=config.mean,
         std=config.std,
         resize=[geometry.resize for _, geometry in clips],

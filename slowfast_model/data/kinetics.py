@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from slowfast_model.data.sampling import (
     clip_length,
     random_clip_start,
     random_geometry,
+    strided_frame_indices,
     uniform_clip_start,
     view_geometry,
 )
@@ -32,15 +34,14 @@ from slowfast_ops import YUVFrames
 class KineticsDataConfig(DataConfig):
     """A data set of ``<root>/train.csv`` and ``val.csv`` (see `VideoList.from_file`), or ``<root>/train/<class>/*``.
 
-    Paths in a list are relative to the list, to the root, or to its ``videos``.
+    Paths in a list are relative to the list, to the root, or to its ``videos``. They name files, or folders of images.
 
     Attributes:
         temporal_views: clips per video in testing, spread evenly over it.
         spatial_views: square crops per clip in testing, along the longer side.
-        views_to_end: False: test clips start at i / temporal_views of the way, as in PySlowFast by default. True: the
-            last one ends with the video.
-        target_fps: frames per second that the model's sampling rate counts, 30 in the published protocols; null: each
-            video's own.
+        views_to_end: False: test clip i starts at i / temporal_views of the way, so that the last one ends a step
+            ahead of the video's end. True: they reach from its beginning to its end (PySlowFast's USE_OFFSET_SAMPLING).
+            Default the protocol's.
         num_classes: outputs of the model; default the number of class names, else the highest label plus one.
         train_list, val_list, test_list, label_map: files that have other names than ``train.csv``, ``val.csv``,
             ``test.csv`` (else the validation list) and ``*label_map*.txt`` (class names, a line each; not needed),
@@ -50,8 +51,7 @@ class KineticsDataConfig(DataConfig):
 
     temporal_views: int = 10
     spatial_views: int = 3
-    views_to_end: bool = False
-    target_fps: float | None = 30.0
+    views_to_end: bool | None = None
     num_classes: int | None = None
     train_list: str = "train.csv"
     val_list: str = "val.csv"
@@ -63,8 +63,6 @@ class KineticsDataConfig(DataConfig):
         for name in ("temporal_views", "spatial_views"):
             if getattr(self, name) < 1:
                 raise InputError(f"data.{name} is {getattr(self, name)}: expected 1 or more")
-        if self.target_fps is not None and not self.target_fps > 0:
-            raise InputError(f"data.target_fps is {self.target_fps}: expected frames per second, or null")
 
 
 @dataclass
@@ -86,7 +84,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
     Args:
         videos: the list.
         views: (temporal, spatial); None: training.
-        views_to_end: see `KineticsDataConfig`.
+        views_to_end: the views reach from the video's beginning to its end; None: as `KineticsDataConfig` says.
     """
 
     def __init__(
@@ -95,15 +93,16 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
         config: KineticsDataConfig,
         model: ModelConfig,
         views: tuple[int, int] | None,
-        views_to_end: bool = False,
+        views_to_end: bool | None = None,
     ) -> None:
         super().__init__(config.seed, training=views is None)
         self.videos = videos
         self.config = config
         self.model = model
         self.views = views or (1, 1)
-        self.views_to_end = views_to_end
-        self.cache = VideoCache(config.cache_megabytes << 20)
+        self.rules = config.rules
+        self.views_to_end = self.rules.views_to_end if views_to_end is None else views_to_end
+        self.cache = VideoCache(config.cache_megabytes << 20, config.frames_fps)
 
     def __len__(self) -> int:
         return len(self.videos) * self.views[0] * self.views[1]
@@ -115,7 +114,14 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
         size, crop_size = frames.size, self.model.crop_size
         if self.training:
             short_side = self.config.train_short_side(crop_size)
-            geometry = random_geometry(size, crop_size, short_side, rng, flip_probability=self.config.flip_probability)
+            geometry = random_geometry(
+                size,
+                crop_size,
+                short_side,
+                rng,
+                inverse=self.rules.short_side_jitter == "inverse",
+                flip_probability=self.config.flip_probability,
+            )
         else:
             side = self.config.eval_short_side(crop_size)
             geometry = view_geometry(size, side, side, crop, self.views[1])
@@ -124,21 +130,23 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
     def read(self, row: int, clip: int, position: float | None = None) -> YUVFrames:
         """The decoded frames of clip number ``clip``, or of a random one at ``position`` in [0, 1)."""
         with self.cache.open(self.locate(row)) as video:
-            source_frames = video.fps * video.duration
-            length = clip_length(self.model.num_frames, self.model.sampling_rate, video.fps, self.config.target_fps)
+            source_frames = max(1, round(video.fps * video.duration))  # files state durations to a millisecond, say
+            rate = self.rules.frame_rate(video.fps)
+            length = clip_length(self.model.num_frames, self.model.sampling_rate, video.fps, rate)
             if position is not None:
                 start = random_clip_start(source_frames, length, position)
             else:
                 start = uniform_clip_start(source_frames, length, clip, self.views[0], to_end=self.views_to_end)
-            numbers = clip_frame_indices(start, length, self.model.num_frames, max(1, round(source_frames)))
+            frame_indices = strided_frame_indices if self.rules.whole_strides else clip_frame_indices
+            numbers = frame_indices(start, length, self.model.num_frames, source_frames)
             # A frame is on screen from number / fps on: its middle is the safe time to ask for.
             return video.read((numbers.numpy() + 0.5) / video.fps)[0]
 
     def locate(self, row: int) -> Path:
-        """The video file of a row."""
+        """The video file of a row, or its folder of images."""
         root, name = Path(self.config.root), self.videos.path(row)
         places = [folder / name for folder in (self.videos.folder, root, root / "videos")]  # `name` if it is absolute
-        return next((path for path in places if path.exists()), places[-1])
+        return next((path for path in places if os.path.exists(path)), places[-1])
 
     def collate(self, samples: list[Sample[KineticsTarget]]) -> dict[str, Any]:
         """A batch of the data module; see `KineticsDataModule`."""
@@ -198,12 +206,12 @@ class KineticsDataModule(ClipDataModule):
                 raise InputError(f"{path}: has label {label}, but there are {self.num_classes} classes, 0 the first")
         self.class_names = {k: names.get(k, f"class {k}") for k in range(self.num_classes)}
 
-        def dataset(path: Path, views: tuple[int, int] | None, to_end: bool) -> KineticsDataset:
+        def dataset(path: Path, views: tuple[int, int] | None, to_end: bool | None = None) -> KineticsDataset:
             return KineticsDataset(lists[path], config, self.model_config, views, to_end)
 
-        self.train_data = dataset(train, None, False)
-        self.val_data = dataset(val, (1, 1), True)
-        self.test_data = dataset(test, (config.temporal_views, config.spatial_views), config.views_to_end)
+        self.train_data = dataset(train, None)
+        self.val_data = dataset(val, (1, 1), to_end=True)
+        self.test_data = dataset(test, (config.temporal_views, config.spatial_views))
 
     def _read_class_names(self) -> dict[int, str]:
         root = Path(self.config.root)

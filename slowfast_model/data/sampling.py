@@ -1,7 +1,8 @@
 """Which frames and which pixels a clip takes: pure functions of the video's length and size, and of a generator.
 
-Time is PySlowFast's protocol for Kinetics (a clip spans ``num_frames * sampling_rate`` frames at a target rate, at a
-random place or in evenly spread views) and AVA's (a clip is centred on a key frame). Space is a `ClipGeometry`: resize
+Time is Kinetics' (a clip spans ``num_frames * sampling_rate`` frames at a target rate, at a random place or in evenly
+spread views; which of its frames are taken depends on the protocol, see `protocols`) and AVA's (a clip is centred on a
+key frame). Space is a `ClipGeometry`: resize
 the frame, crop, flip, in the terms of `slowfast_ops.gather_frames`.
 """
 
@@ -15,12 +16,9 @@ import numpy.typing as npt
 import torch
 
 
-def clip_length(num_frames: int, sampling_rate: int, fps: float, target_fps: float | None = 30.0) -> float:
-    """Source frames that a clip spans: ``sampling_rate * num_frames`` frames of a video at ``target_fps``; at least 1.
-
-    ``target_fps=None`` counts frames of the video itself.
-    """
-    return max(1.0, sampling_rate * num_frames / (target_fps or fps) * fps)
+def clip_length(num_frames: int, sampling_rate: int, fps: float, target_fps: float = 30.0) -> float:
+    """Source frames that a clip spans: ``sampling_rate * num_frames`` frames at ``target_fps``; at least 1."""
+    return max(1.0, sampling_rate * num_frames / target_fps * fps)
 
 
 def random_clip_start(source_frames: float, length: float, position: float) -> float:
@@ -56,6 +54,16 @@ def clip_frame_indices(start: float, length: float, num_frames: int, source_fram
     The last frame of the video repeats where the clip is longer. Rounding is PySlowFast's: float32, towards zero.
     """
     return torch.linspace(start, start + length - 1, num_frames).clamp(0, source_frames - 1).long()
+
+
+def strided_frame_indices(start: float, length: float, num_frames: int, source_frames: int) -> torch.Tensor:
+    """The clip's frames at a constant stride, as numbers of source frames: int64 [T] (the paper).
+
+    Frame k is ``floor(start) + k * length / num_frames``, rounded down: multiples of the sampling rate where that
+    counts the video's own frames. The last frame of the video repeats where the clip is longer.
+    """
+    steps = torch.arange(num_frames, dtype=torch.float64) * (length / num_frames)
+    return (math.floor(start) + steps + 1e-6).floor().long().clamp(0, source_frames - 1)
 
 
 def key_frame_times(timestamp: float, num_frames: int, sampling_rate: int, fps: float) -> npt.NDArray[np.float64]:

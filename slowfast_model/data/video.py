@@ -99,7 +99,7 @@ class VideoReader(Generic[Pixels]):
         self.path = Path(path)
         self._buffer_type: type[ClipBuffer[Pixels]] = _BUFFERS[pixels]
         self._num_threads = 1 if get_worker_info() is not None else num_threads
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):  # which never raises, whatever the name
             raise VideoError(path, "no such file")
         if os.path.getsize(self.path) == 0:
             raise VideoError(path, "the file is empty")

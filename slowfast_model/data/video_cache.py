@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from slowfast_model.data.frame_folder import FrameFolder
 from slowfast_model.data.video import Times, VideoError, VideoReader
 from slowfast_ops import YUVFrames
 
@@ -31,6 +34,11 @@ class DecodedVideo:
     frames: YUVFrames
     starts: Times
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.frames.size
+
     def __enter__(self) -> DecodedVideo:
         return self
 
@@ -46,23 +54,32 @@ class DecodedVideo:
         return frames, self.starts[numbers]
 
 
+Video: TypeAlias = VideoReader[YUVFrames] | FrameFolder | DecodedVideo
+
+
 class VideoCache:
-    """Opens videos, and keeps those decoded that fit into what is left of ``max_bytes``.
+    """Opens videos, files and folders of images, and keeps those decoded that fit into what is left of ``max_bytes``.
 
     A video is decoded as a whole when it is first opened. It is kept as YUV planes, 1.5 bytes a pixel, and never given
     up for another. Damaged files are not kept: they are read, and fail, as without a cache.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, frames_fps: float = 30.0) -> None:
+        """
+        Args:
+            max_bytes: 0 keeps nothing.
+            frames_fps: frames per second of folders of images.
+        """
         self.bytes_left = max_bytes
+        self.frames_fps = frames_fps
         self._videos: dict[Path, DecodedVideo] = {}
 
-    def open(self, path: str | PathLike[str]) -> VideoReader[YUVFrames] | DecodedVideo:
-        """Raises VideoError as `VideoReader` does."""
+    def open(self, path: str | PathLike[str]) -> Video:
+        """Raises VideoError as `VideoReader` and `FrameFolder` do."""
         path = Path(path)
         if path in self._videos:
             return self._videos[path]
-        reader = VideoReader(path, pixels="yuv")
+        reader = FrameFolder(path, fps=self.frames_fps) if os.path.isdir(path) else VideoReader(path, pixels="yuv")
         if self.bytes_left <= 0:
             return reader
         height, width = reader.size

@@ -6,14 +6,14 @@ import csv
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from slowfast_model.errors import InputError
+from slowfast_model.errors import MAX_CLASSES, InputError
 
 VIDEO_SUFFIXES = frozenset((
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov",
@@ -31,6 +31,9 @@ _EXTENSION = r"\.(?:[A-Za-z]\w{1,3}|3gp)"
 _PATH_FIRST = re.compile(rf'(?:"([^"]+)"|([^ ,\t"]+{_EXTENSION}|.+?{_EXTENSION}))[ ,\t]+(\d+)(?:[ ,\t].*)?')
 # A path that may end in anything: the label is the last word.
 _LABEL_LAST = re.compile(r"(.+?)[ ,\t]+(\d+)")
+# A line that has but one of the separators: there is no doubt what is what.
+_PLAIN_ROW = re.compile(rb'^([^\x00-\x20,"]+)[ ,\t]([0-9]{1,5})$', flags=re.MULTILINE)
+_BLOCK_BYTES = 1 << 20
 
 
 class VideoList:
@@ -42,15 +45,13 @@ class VideoList:
     """
 
     def __init__(self, rows: Iterable[tuple[str, int]], folder: Path) -> None:
-        names, labels, ends = bytearray(), array("q"), array("q", [0])
-        for name, label in rows:
-            names += os.fsencode(name)
-            ends.append(len(names))
-            labels.append(label)
+        self._fill([_Part.of((os.fsencode(name), label) for name, label in rows)], folder)
+
+    def _fill(self, parts: Sequence[_Part], folder: Path) -> None:
         self.folder = folder
-        self.labels: npt.NDArray[np.int64] = np.array(labels, np.int64)
-        self._names = bytes(names)
-        self._offsets = np.array(ends, np.int64)
+        self.labels: npt.NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *(part.labels for part in parts)])
+        self._names = b"".join(part.names for part in parts)
+        self._offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in parts)]))
 
     @classmethod
     def from_file(cls, path: Path) -> VideoList:
@@ -64,11 +65,8 @@ class VideoList:
         Raises:
             InputError: the file cannot be read, is empty, or has a malformed row; file and line are named.
         """
-        try:
-            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                videos = cls(_rows(file, path), path.parent)
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
+        videos = cls.__new__(cls)
+        videos._fill(list(_parts(_read(path), path)), path.parent)
         if not len(videos):
             raise InputError(f"{path}: the list is empty")
         return videos
@@ -112,12 +110,68 @@ def find_malformed_rows(path: Path) -> list[str]:
     """What is wrong with each row of a list that cannot be read, file and line named."""
     problems: list[str] = []
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for _ in _rows(file, path, on_error=lambda error: problems.append(str(error))):
-                pass
-    except OSError as error:
-        return [f"{path}: {error.strerror}"]
+        lines = _lines(_read(path))
+    except InputError as error:
+        return [str(error)]
+    for _ in _rows(lines, path, on_error=lambda error: problems.append(str(error))):
+        pass
     return problems
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows that follow one another: their paths as one text, the length of each, and their labels."""
+
+    names: bytes
+    lengths: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[bytes, int]]) -> _Part:
+        names, lengths, labels = bytearray(), array("q"), array("q")
+        for name, label in rows:
+            names += name
+            lengths.append(len(name))
+            labels.append(label)
+        return cls(bytes(names), np.array(lengths, np.int64), np.array(labels, np.int64))
+
+
+def _read(path: Path) -> bytes:
+    """The file with Unix line ends, the last one included, and without a byte order mark."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return data if data.endswith(b"\n") else data + b"\n"
+
+
+def _lines(data: bytes) -> Iterable[str]:
+    return data.decode("utf-8", "surrogateescape").split("\n")
+
+
+def _parts(data: bytes, path: Path) -> Iterator[_Part]:
+    """The rows of a file, a block of lines at a time: at once where all are plain, else one by one."""
+    first_line = data.lstrip()[: 1 << 16].split(b"\n", 1)[0]
+    if _Header.read(os.fsdecode(first_line).strip()):
+        yield _Part.of((os.fsencode(name), label) for name, label in _rows(_lines(data), path))
+        return
+    position, number = 0, 1
+    while position < len(data):
+        stop = data.index(b"\n", min(position + _BLOCK_BYTES, len(data) - 1)) + 1
+        block, position = data[position:stop], stop
+        rows = _PLAIN_ROW.findall(block)
+        count = block.count(b"\n")
+        if len(rows) == count:
+            names = [name for name, _ in rows]
+            lengths = np.fromiter(map(len, names), np.int64, count)
+            labels = np.fromiter((int(label) for _, label in rows), np.int64, count)
+            yield _Part(b"".join(names), lengths, labels)
+        else:
+            yield _Part.of((os.fsencode(name), label) for name, label in _rows(_lines(block), path, number))
+        number += count
 
 
 def _raise(error: InputError) -> None:
@@ -125,10 +179,10 @@ def _raise(error: InputError) -> None:
 
 
 def _rows(
-    lines: Iterable[str], path: Path, on_error: Callable[[InputError], None] = _raise
+    lines: Iterable[str], path: Path, first_number: int = 1, on_error: Callable[[InputError], None] = _raise
 ) -> Iterator[tuple[str, int]]:
-    parse: Callable[[int, str, Path], tuple[str, int]] | None = None
-    for number, line in enumerate(lines, start=1):
+    parse: Callable[[int, str, Path], tuple[str, int]] | None = None if first_number == 1 else _row
+    for number, line in enumerate(lines, start=first_number):
         line = line.strip()
         if not line:
             continue
@@ -146,11 +200,18 @@ def _rows(
 def _row(number: int, line: str, path: Path) -> tuple[str, int]:
     match = _PATH_FIRST.fullmatch(line)
     if match:
-        return match[1] or match[2], int(match[3])
-    match = _LABEL_LAST.fullmatch(line)
-    if match:
-        return match[1], int(match[2])
-    raise InputError(f"{path}:{number}: expected 'path label' with a label of 0 or more, got {line[:80]!r}")
+        name, label = match[1] or match[2], match[3]
+    elif match := _LABEL_LAST.fullmatch(line):
+        name, label = match[1], match[2]
+    else:
+        raise InputError(f"{path}:{number}: expected 'path label' with a label of 0 or more, got {line[:80]!r}")
+    return name, _label(label, number, path)
+
+
+def _label(text: str, number: int, path: Path) -> int:
+    if len(text) > len(str(MAX_CLASSES)) or int(text) >= MAX_CLASSES:
+        raise InputError(f"{path}:{number}: expected a label below {MAX_CLASSES}, got {text[:80]}")
+    return int(text)
 
 
 @dataclass
@@ -174,8 +235,12 @@ class _Header:
         return cls(separator, columns.index(path), columns.index(label), label)
 
     def row(self, number: int, line: str, path: Path) -> tuple[str, int]:
-        fields = [field.strip() for field in next(csv.reader([line], delimiter=self.separator))]
-        if len(fields) <= max(self.path, self.label) or not fields[self.label].isdecimal():
+        try:
+            fields = [field.strip() for field in next(csv.reader([line], delimiter=self.separator, strict=True))]
+        except csv.Error as error:
+            raise InputError(f"{path}:{number}: {error}: {line[:80]!r}") from None
+        is_row = len(fields) > max(self.path, self.label) and fields[self.path] and fields[self.label].isdecimal()
+        if not is_row:
             expected = f"a path, and a number of 0 or more in column {self.label_name!r}"
             raise InputError(f"{path}:{number}: expected {expected}, got {line[:80]!r}")
-        return fields[self.path], int(fields[self.label])
+        return fields[self.path], _label(fields[self.label], number, path)

@@ -33,13 +33,13 @@ from rich.table import Table
 from slowfast_model.commands import parse_arguments, run_command
 from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava_csv import (
-    FrameKey,
     LabelledBoxes,
     read_detections,
     read_excluded_timestamps,
     read_groundtruth,
     read_label_map,
 )
+from slowfast_model.evaluation.frame_keys import FrameKey, FrameKeys
 
 Protocol = Literal["official", "pyslowfast"]
 
@@ -136,17 +136,19 @@ def frame_average_precision(
     """
     if protocol not in get_args(Protocol):
         raise InputError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}")
-    excluded = set(excluded)
     class_ids = np.array(sorted(class_names), np.int64)
-    frame_index = {key: i for i, key in enumerate(groundtruth.keys)}
+    # Key frames by number: those of the ground truth first; -1 where they do not count.
+    truth_frames = np.arange(len(groundtruth.keys))
+    found_frames = groundtruth.keys.find(detections.keys)
     if protocol == "pyslowfast":
-        for key in detections.keys:
-            frame_index.setdefault(key, len(frame_index))
-    for key in excluded:
-        frame_index.pop(key, None)
+        others = found_frames < 0
+        found_frames[others] = len(truth_frames) + np.flatnonzero(others)
+    excluded_keys = FrameKeys.of(excluded)
+    truth_frames[excluded_keys.find(groundtruth.keys) >= 0] = -1
+    found_frames[excluded_keys.find(detections.keys) >= 0] = -1
 
-    truth = _select(groundtruth, frame_index, class_ids)
-    found = _select(detections, frame_index, class_ids)
+    truth = _select(groundtruth, truth_frames, class_ids)
+    found = _select(detections, found_frames, class_ids)
     if protocol == "official":
         # The script orders both files by the eighth column. For ground truth that is the person id, which decides
         # between two boxes of equal IoU.
@@ -188,11 +190,10 @@ class _Rows:
         return _Rows(self.frames[rows], self.boxes[rows], self.labels[rows], self.scores[rows])
 
 
-def _select(table: LabelledBoxes, frame_index: Mapping[FrameKey, int], class_ids: npt.NDArray[np.int64]) -> _Rows:
-    """Rows of the evaluated classes on the key frames of ``frame_index``, in the table's order."""
-    renumbered = np.array([frame_index.get(key, -1) for key in table.keys] or [-1], np.int64)
+def _select(table: LabelledBoxes, frames: npt.NDArray[np.int64], class_ids: npt.NDArray[np.int64]) -> _Rows:
+    """Rows of the evaluated classes on the key frames whose number in ``frames`` is not negative, in their order."""
     label = np.minimum(np.searchsorted(class_ids, table.labels), len(class_ids) - 1)
-    rows = _Rows(renumbered[table.frames], table.boxes, label, table.scores)
+    rows = _Rows(frames[table.frames], table.boxes, label, table.scores)
     return rows.take(np.flatnonzero((rows.frames >= 0) & (class_ids[label] == table.labels)))
 
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
-from slowfast_model.errors import InputError
-
-FrameKey = tuple[str, float]
-"""A key frame: (video id, timestamp in seconds rounded to a microsecond)."""
+from slowfast_model.errors import MAX_CLASSES, InputError
+from slowfast_model.evaluation.frame_keys import FrameKey, FrameKeys, frame_key, round_timestamps
 
 _COMMA, _NEWLINE, _DOT, _ZERO = b",\n.0"
 _EXACT_DIGITS = 15  # an integer of up to 15 digits divided by a power of ten is correctly rounded in float64
 _BLOCK_BYTES = 1 << 20
+_LOWEST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 _COORDINATES = ("x1", "y1", "x2", "y2")
 
 
@@ -39,7 +39,7 @@ class LabelledBoxes:
             (0 where that is not a number).
     """
 
-    keys: list[FrameKey]
+    keys: FrameKeys
     frames: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
     labels: npt.NDArray[np.int64]
@@ -62,23 +62,24 @@ class LabelledBoxes:
 
         ``scores=None`` means ground truth (all zeros).
         """
-        index: dict[FrameKey, int] = {}
-        for video_id, timestamp in keys:
-            index.setdefault(frame_key(video_id, timestamp), len(index))
-        frames = [index.setdefault(frame_key(*key), len(index)) for key in row_keys]
-        count = len(frames)
+        count = len(row_keys)
+        table_keys, frames = _in_order_of_appearance(FrameKeys.of([*keys, *row_keys]))
         return cls(
-            keys=list(index),
-            frames=np.asarray(frames, np.int64),
+            keys=table_keys,
+            frames=frames[len(keys) :],
             boxes=np.asarray(boxes, np.float64).reshape(count, 4),
             labels=np.asarray(labels, np.int64).reshape(count),
             scores=np.zeros(count) if scores is None else np.asarray(scores, np.float64).reshape(count),
         )
 
 
-def frame_key(video_id: str, timestamp: float) -> FrameKey:
-    """The canonical key of a frame: "0902", 902 and 902.0000001 are the same second of a video."""
-    return video_id, round(float(timestamp), 6)
+def _in_order_of_appearance(keys: FrameKeys) -> tuple[FrameKeys, npt.NDArray[np.int64]]:
+    """Each key frame once, in the order in which they come, and the number of each of ``keys`` among them."""
+    _, first, number = keys.unique()
+    order = np.argsort(first)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return keys.take(first[order]), rank[number]
 
 
 def read_groundtruth(path: str | PathLike[str]) -> LabelledBoxes:
@@ -138,7 +139,8 @@ def read_label_map(path: str | PathLike[str]) -> dict[int, str]:
         Class id -> name, in the file's order. Only these classes are evaluated (60 of 80 in AVA's own list).
 
     Raises:
-        InputError: the file cannot be read, has no items, an item lacks its name or id, or an id comes twice.
+        InputError: the file cannot be read, has no items, an item lacks its name or id, or an id is too large or comes
+            twice.
     """
     text = _read_bytes(path).decode(errors="replace")
     classes: dict[int, str] = {}
@@ -148,6 +150,8 @@ def read_label_map(path: str | PathLike[str]) -> dict[int, str]:
         class_id = re.search(r"\b(?:label_)?id:\s*(\d+)", item[1])
         if name is None or class_id is None:
             raise InputError(f'{path}:{line}: an item needs a name: "..." and an id: number')
+        if int(class_id[1]) > MAX_CLASSES:
+            raise InputError(f"{path}:{line}: class id {class_id[1][:30]}: expected at most {MAX_CLASSES}")
         if int(class_id[1]) in classes:
             raise InputError(f"{path}:{line}: class id {class_id[1]} is listed twice")
         classes[int(class_id[1])] = name[2]
@@ -196,17 +200,19 @@ def _parse_boxes(
     data = data.replace(b'"', b"")
     if not data.endswith(b"\n"):
         data += b"\n"
-    keys: dict[FrameKey, int] = {}
-    frame_of_spelling: dict[bytes, int] = {}
-    frames, boxes, labels, scores = [], [], [], []
+    video_ids: dict[str, int] = {}
+    keys, frames, boxes, labels, scores = [], [], [], [], []
+    num_keys = 0
     position, line = 0, first_line
     while position < len(data):
         stop = data.find(b"\n", min(position + _BLOCK_BYTES, len(data) - 1)) + 1
         block = _Block(data[position:stop], path, line)
         labelled = block.columns >= 7
         has_score = block.columns == 8
-        block_frames = block.index_keys(keys, frame_of_spelling)
-        frames.append(block_frames[labelled])
+        block_keys, block_frames = block.read_keys(video_ids)
+        keys.append(block_keys)
+        frames.append(num_keys + block_frames[labelled])
+        num_keys += len(block_keys[0])
         boxes.append(np.stack([block.numbers(2 + i, name, labelled) for i, name in enumerate(_COORDINATES)], axis=1))
         labels.append(block.whole_numbers(6, "action_id", labelled, empty=-1.0 if unlabelled else None))
         block_scores = np.full(len(block.columns), 1.0 if scored else 0.0)
@@ -215,7 +221,11 @@ def _parse_boxes(
         position, line = stop, line + block.num_lines
     if not frames:
         return LabelledBoxes.from_arrays([], [], [])
-    return LabelledBoxes(list(keys), *(np.concatenate(column) for column in (frames, boxes, labels, scores)))
+    table_keys, number = _in_order_of_appearance(
+        FrameKeys(list(video_ids), *(np.concatenate(column) for column in zip(*keys, strict=True)))
+    )
+    rows = (np.concatenate(column) for column in (boxes, labels, scores))
+    return LabelledBoxes(table_keys, number[np.concatenate(frames)], *rows)
 
 
 class _Block:
@@ -227,6 +237,8 @@ class _Block:
     def __init__(self, data: bytes, path: str | PathLike[str], first_line: int) -> None:
         self.buffer = np.frombuffer(data, np.uint8)
         self.path = path
+        # The eight bytes that begin at each place.
+        self.eight_bytes = sliding_window_view(np.pad(self.buffer, (0, 8)), 8)
         line_ends = np.flatnonzero(self.buffer == _NEWLINE)
         self.num_lines = len(line_ends)
         line_starts = np.concatenate([[0], line_ends[:-1] + 1])
@@ -249,28 +261,49 @@ class _Block:
     def error(self, row: int, message: str) -> InputError:
         return InputError(f"{self.path}:{self.line_numbers[row]}: {message}")
 
-    def index_keys(self, keys: dict[FrameKey, int], frame_of_spelling: dict[bytes, int]) -> npt.NDArray[np.int64]:
-        """Each row's number in ``keys``, which gains the new ones; spellings such as "v,902" are parsed only once."""
-        if not len(self.columns):
-            return np.zeros(0, np.int64)
-        stops = self.separators[self.first_separator + 1, None]
-        positions = self.row_starts[:, None] + np.arange(np.max(stops[:, 0] - self.row_starts))
-        characters = np.where(positions < stops, self.buffer[np.minimum(positions, stops)], np.uint8(0))
-        spellings: list[bytes] = characters.view(f"S{characters.shape[1]}")[:, 0].tolist()
-        for spelling in dict.fromkeys(spellings):
-            if spelling not in frame_of_spelling:
-                video_id, _, timestamp = spelling.decode(errors="replace").partition(",")
-                try:
-                    frame_of_spelling[spelling] = keys.setdefault(_parse_key(video_id, timestamp), len(keys))
-                except ValueError as error:
-                    raise self.error(spellings.index(spelling), str(error)) from None
-        return np.fromiter(map(frame_of_spelling.__getitem__, spellings), np.int64, len(spellings))
+    def read_keys(
+        self, video_ids: dict[str, int]
+    ) -> tuple[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
+        """The key frames, rows of one that follow one another taken together.
+
+        Args:
+            video_ids: the number of each video, which gains the new ones.
+
+        Returns:
+            Their videos and timestamps; and which of them each row has.
+        """
+        is_new = self._differs_from_row_above(stop_column=1)
+        heads = np.flatnonzero(is_new)
+        timestamps = round_timestamps(self.numbers(1, "timestamp", is_new, rule="a number of seconds"))
+        new_video = self._differs_from_row_above(stop_column=0)[heads]
+        numbers = [self._video_number(row, video_ids) for row in heads[new_video].tolist()]
+        videos = np.array(numbers or [0], np.int64)[np.cumsum(new_video) - 1]
+        return (videos, timestamps), np.cumsum(is_new) - 1
+
+    def _video_number(self, row: int, video_ids: dict[str, int]) -> int:
+        start, stop = self.row_starts[row], self.separators[self.first_separator[row]]
+        video_id = self.buffer[start:stop].tobytes().decode(errors="replace").strip()
+        if not video_id:
+            raise self.error(row, "the video_id is empty")
+        return video_ids.setdefault(video_id, len(video_ids))
+
+    def _differs_from_row_above(self, stop_column: int) -> npt.NDArray[np.bool_]:
+        """Whether a row is spelled differently from the one above, up to the end of a column; of the first row, yes."""
+        stops = self.separators[self.first_separator + stop_column]
+        widths = stops - self.row_starts
+        differs = np.ones(len(widths), bool)
+        differs[1:] = widths[1:] != widths[:-1]
+        for position in range(0, int(widths.max(initial=0)), 8):
+            words = self.eight_bytes[np.minimum(self.row_starts + position, stops)].view("<u8")[:, 0]
+            words &= _LOWEST_BYTES[np.clip(widths - position, 0, 8)]
+            differs[1:] |= words[1:] != words[:-1]
+        return differs
 
     def whole_numbers(
         self, column: int, name: str, rows: npt.NDArray[np.bool_], empty: float | None = None
     ) -> npt.NDArray[np.int64]:
         values = self.numbers(column, name, rows, empty=empty)
-        fractional = values != np.floor(values)
+        fractional = (values != np.floor(values)) | (np.abs(values) >= 2.0**53)
         if fractional.any():
             first = int(fractional.argmax())
             raise self.error(np.flatnonzero(rows)[first], f"{name} must be a whole number, got {values[first]}")
@@ -283,6 +316,7 @@ class _Block:
         rows: npt.NDArray[np.bool_],
         otherwise: float | None = None,
         empty: float | None = None,
+        rule: str = "a number",
     ) -> npt.NDArray[np.float64]:
         """The column's values in the chosen rows, correctly rounded as ``float()`` does.
 
@@ -317,7 +351,7 @@ class _Block:
             if math.isfinite(values[i]):
                 continue
             if otherwise is None:
-                raise self.error(np.flatnonzero(rows)[i], f"{name} must be a number, got {text!r}")
+                raise self.error(np.flatnonzero(rows)[i], f"{name} must be {rule}, got {text!r}")
             values[i] = otherwise
         return values
 

@@ -8,7 +8,8 @@ from os import PathLike
 import numpy as np
 import numpy.typing as npt
 
-from slowfast_model.evaluation.ava_csv import FrameKey, LabelledBoxes, frame_key
+from slowfast_model.evaluation.ava_csv import LabelledBoxes
+from slowfast_model.evaluation.frame_keys import FrameKey, FrameKeys, frame_key
 
 _BOX_DECIMALS = 6  # undoes float32: 0.255 in a csv file is 0.255 again, and one megapixel is a thousand times coarser
 
@@ -74,7 +75,7 @@ class ScoredBoxes:
         boxes = np.concatenate([self._boxes[key] for key in keys] or [np.zeros((0, 4))])
         scores = np.concatenate([self._scores(key)[:, columns] for key in keys] or [np.zeros((0, len(columns)))])
         return LabelledBoxes(
-            keys=keys,
+            keys=FrameKeys.of(keys),
             frames=np.repeat(np.arange(len(keys)), counts).repeat(len(columns)),
             boxes=boxes.repeat(len(columns), axis=0),
             labels=np.tile(columns + 1, len(boxes)),

@@ -15,6 +15,7 @@ from slowfast_model.interop.caffe2 import CAFFE2
 from slowfast_model.interop.files import read_tensors
 from slowfast_model.interop.fitting import LoadReport, load_tensors
 from slowfast_model.interop.mmaction2 import from_mmaction2_key
+from slowfast_model.interop.pyslowfast import DATA_SETTINGS as PYSLOWFAST_DATA
 from slowfast_model.interop.pyslowfast import from_pyslowfast_key
 from slowfast_model.interop.pyslowfast_config import read_pyslowfast_config
 from slowfast_model.interop.pytorchvideo import HUB_MODELS, from_pytorchvideo_key, pytorchvideo_model
@@ -24,6 +25,14 @@ from slowfast_model.models.network import HeadType
 
 NEW_HEAD = ("head.projection.*",)
 """Pattern for `load_tensors`: the projection may be a new one, for other classes."""
+
+
+_DATA_SETTINGS: dict[str, Mapping[str, Any]] = {
+    "PySlowFast": PYSLOWFAST_DATA,
+    "Caffe2": PYSLOWFAST_DATA,
+    "PyTorchVideo": PYSLOWFAST_DATA,  # trained in PySlowFast
+    "mmaction2": mmaction2.DATA_SETTINGS,
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,11 @@ class ForeignTensors:
     project: str
     tensors: Mapping[str, Tensor]
     to_ours: Callable[[str], str]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Data settings that the project trains with, where they matter to its weights (`FIELDS_OF_THE_WEIGHTS`)."""
+        return dict(_DATA_SETTINGS.get(self.project, {}))
 
     @property
     def num_classes(self) -> int | None:
@@ -78,7 +92,7 @@ class Source:
 
     Attributes:
         config, head, num_classes: of the network.
-        data: data settings that its weights were trained with, where they are not our defaults.
+        data: data settings that its weights were trained with.
         notes: for the report: what of the configuration is without effect here.
     """
 
@@ -104,14 +118,14 @@ def read_source(name: str, weights: ForeignTensors) -> Source:
         yaml = read_pyslowfast_config(name)
         unused = yaml.keys_without_effect
         notes = (f"keys without effect: {', '.join(unused)}",) if unused else ()
-        return Source(yaml.model_config(), yaml.head, yaml.num_classes, notes=notes)
+        return Source(yaml.model_config(), yaml.head, yaml.num_classes, data=weights.data, notes=notes)
     if weights.project == "mmaction2":
-        data = mmaction2.DATA_SETTINGS
-        notes = (f"its clips differ, the file says how: {', '.join(f'data.{k} {v}' for k, v in data.items())}",)
-        return Source(*mmaction2.mmaction2_model(name, weights.tensors), data=data, notes=notes)
+        settings = ", ".join(f"data.{k} {v}" for k, v in weights.data.items())
+        notes = (f"its clips differ, the file says how: {settings}",)
+        return Source(*mmaction2.mmaction2_model(name, weights.tensors), data=weights.data, notes=notes)
     if name in HUB_MODELS:
-        return Source(*pytorchvideo_model(name))
-    return Source(get_preset(name), "classification", weights.num_classes or 400)
+        return Source(*pytorchvideo_model(name), data=weights.data)
+    return Source(get_preset(name), "classification", weights.num_classes or 400, data=weights.data)
 
 
 def build_and_load(

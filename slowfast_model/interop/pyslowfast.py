@@ -12,6 +12,9 @@ from slowfast_model.models import LateralConfig, ModelConfig, StemConfig
 
 Value = TypeVar("Value")
 
+DATA_SETTINGS = {"slow_sampling": "linspace"}
+"""Its data settings that matter to weights, where they are no default of ours (mean and std are)."""
+
 # A kind of tensor a line: our key and PySlowFast's, with the fields that both have.
 _TEMPLATES = (
     ("pathways.{pathway}.{level}.{layer}.{leaf}", "s{level}.pathway{pathway}_stem.{layer}.{leaf}"),

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from slowfast_model.data.protocols import Jitter
 from slowfast_model.errors import InputError
 from slowfast_model.interop.pyslowfast_keys import (
     DEFAULTS,
@@ -241,6 +242,7 @@ class PySlowFastConfig:
             "data": {
                 **self._data_settings(dataset),
                 "short_side": list(self["DATA.TRAIN_JITTER_SCALES"]),
+                "short_side_jitter": self._jitter(dataset),
                 "flip_probability": 0.5 if self["DATA.RANDOM_FLIP"] else 0.0,
             },
         }
@@ -273,10 +275,10 @@ class PySlowFastConfig:
         }
 
     def _data_settings(self, dataset: str) -> dict[str, Any]:
-        settings: dict[str, Any] = {"test_short_side": self["DATA.TEST_CROP_SIZE"], "slow_sampling": "linspace"}
+        settings: dict[str, Any] = {"protocol": "pyslowfast", "test_short_side": self["DATA.TEST_CROP_SIZE"]}
         if dataset == "kinetics":
             return settings | {"target_fps": float(self["DATA.TARGET_FPS"])}
-        settings |= {"fps": 30.0, "score_threshold": float(self["AVA.DETECTION_SCORE_THRESH"])}
+        settings |= {"score_threshold": float(self["AVA.DETECTION_SCORE_THRESH"])}
         files = {
             "label_map": "AVA.LABEL_MAP_FILE",
             "val_excluded": "AVA.EXCLUSION_FILE",
@@ -287,6 +289,10 @@ class PySlowFastConfig:
         if "AVA.TEST_PREDICT_BOX_LISTS" in self.given:
             settings["val_predicted_boxes"] = self._single_list("AVA.TEST_PREDICT_BOX_LISTS")
         return settings
+
+    def _jitter(self, dataset: str) -> Jitter:
+        # For AVA the key has no effect: its own loader draws the inverse.
+        return "inverse" if dataset == "ava" or self["DATA.INV_UNIFORM_SAMPLE"] else "uniform"
 
     def _ava_training_boxes(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"train_groundtruth": self._single_list("AVA.TRAIN_GT_BOX_LISTS")}

@@ -246,9 +246,11 @@ def resolve_data(
 
 
 def data_of_weights(dataset: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of weights says about the data section that they were trained with."""
-    defaults = {f.name: f.default for f in dataclasses.fields(DATA_CONFIGS[dataset])}
+    """What a file of weights says about the data section: slow_sampling always, the others where not the default."""
+    config_class = DATA_CONFIGS[dataset]
+    defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
     values = {k: data[k] for k in FIELDS_OF_THE_WEIGHTS if k in data and data[k] != defaults[k]}
+    values["slow_sampling"] = config_class(**{**data, "root": ""}).rules.slow_sampling
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

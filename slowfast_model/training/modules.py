@@ -127,11 +127,20 @@ class ClassificationModule(VideoModule[MultiViewScores, KineticsResult]):
     """Softmax cross-entropy on clips; accuracy per view and per video.
 
     Batches are dicts: "pathways" (list of [N, 3, T, H, W]), "labels" [N], and for evaluation "indices" and "views" [N].
+
+    Args:
+        pool_size: see `VideoNetwork.predict`.
     """
 
     metric_name = "top1"
     metric_title = "top-1"
     metric_columns = ("top1", "top5")
+
+    def __init__(
+        self, model: VideoNetwork, description: ModelDescription, *, pool_size: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(model, description, **options)
+        self.pool_size = pool_size
 
     def new_scores(self) -> MultiViewScores:
         return MultiViewScores()
@@ -145,7 +154,7 @@ class ClassificationModule(VideoModule[MultiViewScores, KineticsResult]):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if not len(batch["labels"]):  # none of the batch's videos could be read
             return
-        probabilities = self.model.predict(self.clips(batch)).float().cpu().numpy()
+        probabilities = self.model.predict(self.clips(batch), pool_size=self.pool_size).float().cpu().numpy()
         self.scores.add(batch["indices"].tolist(), batch["views"].tolist(), probabilities, batch["labels"].tolist())
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from slowfast_model.interop.conversion import ForeignTensors, build_and_load, identify, load_into, read_source
 from slowfast_model.interop.files import read_tensors
 from slowfast_model.interop.fitting import LoadReport
-from slowfast_model.interop.mmaction2 import DATA_SETTINGS
 from slowfast_model.interop.pyslowfast_config import read_pyslowfast_config
 from slowfast_model.models import ModelConfig, VideoNetwork, get_preset, list_presets
 from slowfast_model.training.weights import ModelDescription, load_model, read_weights
@@ -54,7 +53,7 @@ class InitialWeights:
     Attributes:
         path: the file.
         weights: its tensors.
-        data: data settings that they were trained with, where they are not the default.
+        data: data settings that they were trained with, as far as they are known.
     """
 
     path: Path
@@ -84,7 +83,5 @@ def read_initial_weights(path: str | PathLike[str]) -> InitialWeights:
         InputError: see `read_tensors` and `identify`.
     """
     weights = identify(read_tensors(path), str(path))
-    data: dict[str, Any] = dict(DATA_SETTINGS) if weights.project == "mmaction2" else {}
-    if weights.project == "slowfast_model":
-        data = read_weights(path)[1].data
+    data = read_weights(path)[1].data if weights.project == "slowfast_model" else weights.data
     return InitialWeights(Path(path), weights, data)

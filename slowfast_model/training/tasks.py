@@ -131,7 +131,10 @@ class KineticsTask(Task):
     def module(
         self, model: VideoNetwork, description: ModelDescription, data: KineticsDataModule, **options: Any
     ) -> ClassificationModule:
-        return ClassificationModule(model, description, **options)
+        # A window that no map exceeds is the whole map.
+        whole = data.config.eval_short_side(description.config.crop_size)
+        pool_size = None if data.config.rules.score_positions else whole
+        return ClassificationModule(model, description, pool_size=pool_size, **options)
 
     def write_results(
         self, folder: Path, module: ClassificationModule, data: KineticsDataModule, split: str

@@ -33,7 +33,7 @@ class ModelDescription:
         head: "classification" or "detection".
         num_classes: outputs of the head.
         class_names: class id -> name; detection ids start at 1, classification ids at 0.
-        data: data settings that the weights were trained with (`FIELDS_OF_THE_WEIGHTS`), where not the default.
+        data: data settings that the weights were trained with (`FIELDS_OF_THE_WEIGHTS`).
     """
 
     config: ModelConfig

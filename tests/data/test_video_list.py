@@ -35,6 +35,19 @@ def test_what_follows_the_label_is_ignored_where_the_path_has_an_end(tmp_path: P
     assert read(tmp_path, text) == expected
 
 
+def test_plain_lines_are_read_in_blocks_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    separators = " ,\t"
+    lines = [f"{k}/clip_{k:0{k % 9}d}.mp4{separators[k % 3]}{k}" for k in range(300)]
+    lines[77], lines[150], lines[151] = "with space/b.mp4 7", '"quoted c.mp4", 8', ""
+    expected = [_row(1, line, Path("list.csv")) for line in lines if line]
+    for block_bytes in (1, 100, 1000, 1 << 20):
+        monkeypatch.setattr("slowfast_model.data.video_list._BLOCK_BYTES", block_bytes)
+        assert read(tmp_path, "\n".join(lines)) == expected
+        assert read(tmp_path, "\r\n".join(lines) + "\r\n") == expected
+        with pytest.raises(InputError, match=r"list\.csv:200: expected 'path label'.* got 'nothing'"):
+            read(tmp_path, "\n".join([*lines[:199], "nothing", *lines[200:]]))
+
+
 @pytest.mark.parametrize("separator", [",", "\t", " "])
 def test_a_header_names_the_columns(tmp_path: Path, separator: str) -> None:
     rows = ["split Label VIDEO_PATH", "train 3 a.mp4", 'val 12 "b.mp4"', "", "val 0 folder"]
@@ -53,6 +66,12 @@ def test_a_header_lets_paths_and_other_columns_hold_anything(tmp_path: Path) -> 
         ("a.mp4 1\nb.mp4 -1\n", r"list\.csv:2: "),
         ("a.mp4 one\n", r"list\.csv:1: .* got 'a\.mp4 one'"),
         ("12\n", r"list\.csv:1: "),
+        ("a.mp4 100000\n", r"list\.csv:1: expected a label below 100000, got 100000"),
+        (f"a.mp4 {'9' * 5000}\n", r"list\.csv:1: expected a label below 100000, got 9{80}$"),
+        ("path,label\na.mp4,99999999999999999999\n", r"list\.csv:2: expected a label below 100000"),
+        ('path,label\n"a.mp4,1\n', r"list\.csv:2: unexpected end of data: "),
+        ("path,label\n,1\n", r"list\.csv:2: expected a path"),
+        (f"path,label\n{'x' * 200000},1\n", r"list\.csv:2: field larger than field limit"),
         ("\n \n", r"list\.csv: the list is empty"),
         ("path,label\n", r"list\.csv: the list is empty"),
         (
@@ -70,7 +89,7 @@ def test_malformed_lists_name_file_and_line(tmp_path: Path, text: str, message: 
 
 @given(
     name=st.text(string.ascii_letters + string.digits + " ,._-/äß", min_size=1).map(lambda name: f"x{name}x.mp4"),
-    label=st.integers(0, 10**6),
+    label=st.integers(0, 10**5 - 1),
     separator=st.sampled_from([" ", ",", ", ", "\t"]),
 )
 def test_any_quoted_path_is_read_back(name: str, label: int, separator: str) -> None:
@@ -79,7 +98,7 @@ def test_any_quoted_path_is_read_back(name: str, label: int, separator: str) -> 
 
 @given(
     name=st.text(string.ascii_letters + " ,_-/äß", min_size=1).map(lambda name: f"x{name}x.mp4"),
-    label=st.integers(0, 10**6),
+    label=st.integers(0, 10**5 - 1),
     separator=st.sampled_from([" ", ",", ", ", "\t"]),
 )
 def test_any_path_with_one_extension_is_read_back(name: str, label: int, separator: str) -> None:

@@ -26,13 +26,18 @@ def test_they_take_the_place_of_defaults_and_of_nothing_else() -> None:
     given = resolve_data("kinetics", Path("x"), {**DEFAULTS, "mean": (0.5, 0.5, 0.5)}, DATA_SETTINGS)
     assert (given["mean"], given["std"]) == ((0.5, 0.5, 0.5), DATA_SETTINGS["std"])
     assert resolve_data("kinetics", Path("x"), DEFAULTS) == DEFAULTS
+    # A field that is set wins even where it says what the protocol would.
+    given = resolve_data("kinetics", Path("x"), {**DEFAULTS, "slow_sampling": "linspace"}, DATA_SETTINGS)
+    assert given["slow_sampling"] == "linspace"
 
 
-def test_what_differs_from_the_defaults_is_kept_with_the_weights() -> None:
-    assert data_of_weights("kinetics", DEFAULTS) == {}
+def test_the_slow_frames_and_what_differs_from_the_defaults_are_kept_with_the_weights() -> None:
+    assert data_of_weights("kinetics", DEFAULTS) == {"slow_sampling": "linspace"}
+    assert data_of_weights("kinetics", {**DEFAULTS, "protocol": "paper"}) == {"slow_sampling": "stride"}
     assert data_of_weights("kinetics", {**DEFAULTS, **DATA_SETTINGS}) == DATA_SETTINGS
     assert data_of_weights("kinetics", {**DEFAULTS, "flip_probability": 0.0, "std": (1.0, 1.0, 1.0)}) == {
-        "std": [1.0] * 3
+        "std": [1.0] * 3,
+        "slow_sampling": "linspace",
     }
 
 
