@@ -63,9 +63,10 @@ class TestRoIAlign3D(OpTester):
     @pytest.mark.parametrize("op", [roi_align_3d, roi_align_3d_pool])
     def test_many_rois(self, target: Target, op: Callable) -> None:
         """More RoIs than a block looks at together, with one of the other clip in each batch, at different places."""
-        rois = torch.rand(150, 5, generator=torch.Generator().manual_seed(3)) * 2
+        count = 150 if target.backend == "triton" else 270
+        rois = torch.rand(count, 5, generator=torch.Generator().manual_seed(3)) * 2
         rois[:, 0] = 0
-        rois[[5, 138], 0] = 1
+        rois[[5, count - 12], 0] = 1
         rois[:, 3:] += rois[:, 1:3]
         assert_equals_reference(target, op, uniform((2, 2, 1, 3, 3)).float(), rois, (1, 1, 2))
 
@@ -198,7 +199,7 @@ class TestRoIAlign3DPool(OpTester):
         sample("pool-boxes-time-bins", (2, 3, 5, 6, 6), BOXES, (3, 2, 2), pool=True, sampling_ratio=2),
         sample("pool-cuboids", (2, 3, 4, 6, 7), CUBOIDS, (2, 3), pool=True, temporal_scale=0.5, aligned=False),
         sample("pool-tubelets", (2, 3, 3, 7, 6), tubelets(3)[1:3], (3, 2), pool=True),
-        sample("pool-boxes-in-parts-of-packets", (1, 3, 2, 6, 6), [[0.0, 0, 0, 30, 16]], 2, pool=True),
+        sample("pool-boxes-in-parts-of-packets", (1, 3, 2, 6, 6), [[0.0, 0, 0, 40, 20]], 2, pool=True),
         sample("pool-no-rois", (2, 3, 2, 4, 4), [], 2, pool=True),
         sample("pool-no-clips", (0, 3, 2, 4, 4), [], 2, pool=True),
     ]
