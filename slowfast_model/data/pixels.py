@@ -148,7 +148,8 @@ def _pixels(plane: Any, width: int) -> npt.NDArray[np.uint8]:
 def display_matrix(frame: av.VideoFrame) -> npt.NDArray[np.int32] | None:
     """How the metadata ask for the frame to be turned; see `upright`."""
     # Not frame.side_data: that refers back to the frame, which would live on until Python collects such circles.
-    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")
+    side_data: Any = SideDataContainer  # whose annotations lack its constructor
+    matrix = side_data(frame).get("DISPLAYMATRIX")
     return None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
 
 

@@ -130,6 +130,21 @@ def test_only_the_group_of_pictures_of_a_clip_is_decoded(
     assert len(decoded) <= 10  # from the key frame at 200 up to the one that follows 206
 
 
+@pytest.mark.parametrize("name", ["across.mp4", "across.mkv"])
+def test_a_clip_across_a_key_frame_is_decoded_once(
+    numbered_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    seeks = []
+    monkeypatch.setattr(VideoReader, "_seek", lambda self, limit: seeks.append(limit))
+    path = numbered_video(name, 90, key_frame_every=60)
+    for step in (0.9 / 30, 1 / 30, 2 / 30):
+        with VideoReader(path) as video:
+            times = np.arange(40 / 30, 75 / 30, step)
+            frames, _ = video.read(times)
+        assert [number_of(image) for image in frames] == (times * 30 + 1e-6).astype(int).tolist()
+    assert not seeks
+
+
 # Codecs beside H.264, other sizes and other pixels than 8-bit 4:2:0. Not every FFmpeg has all of these encoders.
 OTHER_VIDEOS = {
     "vp9.webm": {"codec": "libvpx-vp9"},

@@ -26,8 +26,8 @@ from slowfast_model.models import get_preset
 from tests.data.conftest import cut_off, write_numbered_video
 
 WARM_UP = 60  # clips until the allocator has what it needs
-NUM_CLIPS = 300
-LARGEST_GROWTH = 2 << 20  # bytes; of one frame per clip, a leak would have 34 MB
+NUM_CLIPS = 150
+LARGEST_GROWTH = 2 << 20  # bytes; of one frame per clip, a leak would have 17 MB
 
 
 class _MallInfo(ctypes.Structure):
