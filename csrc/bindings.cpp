@@ -54,29 +54,44 @@ namespace {
 using slowfast::TensorView;
 using Released = py::call_guard<py::gil_scoped_release>;
 
-// A clip's geometry is (resized height, resized width, top, left).
+// A clip's colour is what slowfast::YuvColour has, its geometry is (resized height, resized width, top, left).
 std::vector<slowfast::GatherFramesClip> gather_frames_clips(const std::vector<TensorView>& frames,
+                                                            const std::vector<TensorView>& chroma,
+                                                            const std::vector<std::array<int16_t, 6>>& colour,
                                                             const std::vector<std::array<int64_t, 4>>& geometry,
                                                             const std::vector<bool>& flip, const TensorView& fast) {
   SF_CHECK(frames.size() == geometry.size() && frames.size() == flip.size() &&
                static_cast<int64_t>(frames.size()) == fast.size(0),
            "gather_frames: one geometry and one flip for each clip");
+  SF_CHECK(chroma.size() == colour.size() && (chroma.empty() || chroma.size() == frames.size()),
+           "gather_frames: chroma and colour for each clip, or for none");
   std::vector<slowfast::GatherFramesClip> clips;
   for (size_t n = 0; n < frames.size(); ++n) {
     const auto& g = geometry[n];
-    clips.push_back({frames[n], g[0], g[1], g[2], g[3], flip[n]});
+    const auto colours = chroma.empty() ? std::array<int16_t, 6>{} : colour[n];
+    clips.push_back({frames[n],
+                     chroma.empty() ? TensorView{} : chroma[n],
+                     {colours[0], colours[1], colours[2], colours[3], colours[4], colours[5]},
+                     g[0],
+                     g[1],
+                     g[2],
+                     g[3],
+                     flip[n]});
   }
   return clips;
 }
 
 void bind_gather_frames(py::module_& m) {
   using Doubles = std::array<double, 3>;
+  using Colours = std::vector<std::array<int16_t, 6>>;
+  using Windows = std::vector<std::array<int64_t, 4>>;
   m.def(
       "gather_frames_cpu",
-      [](const std::vector<TensorView>& frames, const std::vector<std::array<int64_t, 4>>& geometry,
-         const std::vector<bool>& flip, TensorView indices, TensorView slow, TensorView fast, bool linspace,
-         Doubles mean, Doubles std, bool antialias, TensorView firsts, TensorView weights, TensorView rows) {
-        const auto clips = gather_frames_clips(frames, geometry, flip, fast);
+      [](const std::vector<TensorView>& frames, const std::vector<TensorView>& chroma, const Colours& colour,
+         const Windows& geometry, const std::vector<bool>& flip, TensorView indices, TensorView slow, TensorView fast,
+         bool linspace, Doubles mean, Doubles std, bool antialias, TensorView firsts, TensorView weights,
+         TensorView rows, TensorView rgb) {
+        const auto clips = gather_frames_clips(frames, chroma, colour, geometry, flip, fast);
         slowfast::gather_frames_cpu({clips.data(),
                                      indices,
                                      slow,
@@ -87,16 +102,17 @@ void bind_gather_frames(py::module_& m) {
                                      antialias,
                                      firsts,
                                      weights,
-                                     rows});
+                                     rows,
+                                     rgb});
       },
       Released());
 #if defined(SLOWFAST_WITH_CUDA)
   m.def(
       "gather_frames_cuda",
-      [](const std::vector<TensorView>& frames, const std::vector<std::array<int64_t, 4>>& geometry,
-         const std::vector<bool>& flip, TensorView indices, TensorView slow, TensorView fast, bool linspace,
-         Doubles mean, Doubles std, bool antialias, int device, uintptr_t stream) {
-        const auto clips = gather_frames_clips(frames, geometry, flip, fast);
+      [](const std::vector<TensorView>& frames, const std::vector<TensorView>& chroma, const Colours& colour,
+         const Windows& geometry, const std::vector<bool>& flip, TensorView indices, TensorView slow, TensorView fast,
+         bool linspace, Doubles mean, Doubles std, bool antialias, int device, uintptr_t stream) {
+        const auto clips = gather_frames_clips(frames, chroma, colour, geometry, flip, fast);
         slowfast::gather_frames_cuda({clips.data(),
                                       indices,
                                       slow,
@@ -105,6 +121,7 @@ void bind_gather_frames(py::module_& m) {
                                       {mean[0], mean[1], mean[2]},
                                       {std[0], std[1], std[2]},
                                       antialias,
+                                      {},
                                       {},
                                       {},
                                       {}},

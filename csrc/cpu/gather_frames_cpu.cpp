@@ -4,12 +4,13 @@
 //   mix_columns  the source pixels of each output pixel, weighted and summed; normalised; in the order of the output
 //   cast_row     to the output's dtype
 // A row of a frame that is neither resized nor flipped takes one step, plain_row. Rows of Slow frames are copies of the
-// Fast rows that they are.
+// Fast rows that they are. Rows of YUV frames first become RGB (gather_frames_yuv.h).
 
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 
+#include "gather_frames_yuv.h"
 #include "slowfast/gather_frames.h"
 #include "slowfast/gather_frames_math.h"
 #include "slowfast/parallel.h"
@@ -71,8 +72,8 @@ Tables<A> tables_of(const GatherFramesParams& p, int64_t n) {
   tables.first_column = tables.first_row + h;
   tables.row_weights = p.weights.as<A>() + n * p.weights.size(1);
   tables.column_weights = tables.row_weights + tables.row_taps * h;
-  tables.plain = tables.row_taps == 1 && tables.column_taps == 1 && !clip.flip && clip.frames.stride(2) == 3 &&
-                 clip.frames.stride(3) == 1;
+  tables.plain = tables.row_taps == 1 && tables.column_taps == 1 && !clip.flip &&
+                 (clip.chroma.given() || (clip.frames.stride(2) == 3 && clip.frames.stride(3) == 1));
   return tables;
 }
 
@@ -82,11 +83,13 @@ void fill_tables(const GatherFramesParams& p, int64_t n) {
   const int64_t h = p.fast.size(3), w = p.fast.size(4);
   const Tables<A> tables = tables_of<A>(p, n);
   const int64_t taps = tables.column_taps;
-  SF_CHECK(clip.frames.dtype == DType::kUInt8 && clip.frames.ndim == 4 && clip.frames.size(3) == 3,
-           "gather_frames: clip ", n, " is not uint8 [T, H, W, 3]");
+  check_clip(clip, n);
   SF_CHECK(
       clip.top >= 0 && clip.left >= 0 && clip.top + h <= clip.resized_height && clip.left + w <= clip.resized_width,
       "gather_frames: the crop is not inside the resized frame of clip ", n);
+  const int64_t pairs = (clip.frames.size(2) + 1) / 2;
+  SF_CHECK(!clip.chroma.given() || 3 * (tables.row_taps + 2) * 2 * pairs <= p.rgb.size(1),
+           "gather_frames: the workspace is too small");
   SF_CHECK(h + w + kGroup - 1 <= p.firsts.size(1) &&
                tables.row_taps * h + taps * (w + kGroup - 1) <= p.weights.size(1) &&
                3 * (clip.frames.size(2) + taps + w) + 4 <= p.rows.size(1),
@@ -257,6 +260,7 @@ SF_INLINE void make_rows(const GatherFramesParams& p, int64_t slot) {
   A* converted = mixed + p.rows.size(1) - 3 * w;
 
   Tables<A> tables{};
+  RgbRows rgb(p.rgb.as<uint8_t>() + slot * p.rgb.size(1));
   int64_t current = -1;
   for (int64_t unit = units * slot / slots; unit < units * (slot + 1) / slots; ++unit) {
     const int64_t n = unit / (frames * h), t = unit / h % frames, y = unit % h;
@@ -266,16 +270,19 @@ SF_INLINE void make_rows(const GatherFramesParams& p, int64_t slot) {
     SF_CHECK(frame >= 0 && frame < clip.frames.size(0), "gather_frames: index ", frame, " outside [0, ",
              clip.frames.size(0), "), the frames of clip ", n);
     const TensorView& f = clip.frames;
+    const bool yuv = clip.chroma.given();
     const uint8_t* source =
-        f.as<const uint8_t>() + frame * f.stride(0) + tables.first_row[y] * f.stride(1) + tables.left * f.stride(2);
+        yuv ? rgb.rows(clip, n, frame, tables.first_row[y], tables.row_taps, tables.left, tables.columns)
+            : f.as<const uint8_t>() + frame * f.stride(0) + tables.first_row[y] * f.stride(1) +
+                  tables.left * f.stride(2);
     T* row = fast.as<T>() + n * fast.stride(0) + t * fast.stride(2) + y * fast.stride(3);
     T* const output[3] = {row, row + fast.stride(1), row + 2 * fast.stride(1)};
 
     if (tables.plain) {
       plain_row<A, T>(source, scale, shift, w, planar, output);
     } else {
-      mix_rows<A>(source, f.stride(1), f.stride(2), f.stride(3), tables.row_weights + y * tables.row_taps,
-                  tables.row_taps, tables.columns, mixed);
+      mix_rows<A>(source, yuv ? rgb.pitch() : f.stride(1), yuv ? 3 : f.stride(2), yuv ? 1 : f.stride(3),
+                  tables.row_weights + y * tables.row_taps, tables.row_taps, tables.columns, mixed);
       A* target[3];
       for (int c = 0; c < 3; ++c) {
         if constexpr (std::is_same_v<A, T>) {

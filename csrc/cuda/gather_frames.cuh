@@ -17,13 +17,18 @@ constexpr int kSharedBytes = 48 * 1024;  // what a block gets without asking for
 constexpr int kMaxClips = 32;            // the arguments of a kernel may have 4096 bytes
 constexpr int64_t kStagedSide = 16384;   // ResizeAxis<int32_t> and TwoTaps are exact up to here
 
+// How two adjacent pixels of U and of V can be read at once.
+enum class ChromaLoads : uint8_t { kBytes, kPlanes, kPairs };  // kPairs: U and V interleaved, as in NV12
+
 struct Clip {
-  const uint8_t* frames;
-  int64_t stride_t, stride_h, stride_w, stride_c;
-  int64_t count;
-  int height, width, resized_height, resized_width, top, left;
+  const uint8_t *frames, *chroma;                  // RGB and nothing, or luma and U and V
+  int64_t stride_t, stride_h, stride_w, stride_c;  // of RGB; of luma, and from U to V
+  int64_t chroma_t, chroma_h, chroma_w;
+  int count, height, width, resized_height, resized_width, top, left;
   int column_factor;  // of the integer weights of the columns in gather_frames_two_taps.cuh
-  bool flip, dense;   // dense: the bytes of a row are adjacent
+  YuvColour colour;
+  bool flip, dense;  // dense: the bytes of a row are adjacent
+  ChromaLoads chroma_loads;
 };
 
 struct Output {
@@ -55,6 +60,13 @@ struct Arguments {
   Clip clips[kMaxClips];
 };
 static_assert(sizeof(Arguments) <= 4096, "the arguments of a kernel may have 4096 bytes");
+
+// A pixel of a row of RGB as a word of red, green and blue bytes, the last one being zero.
+__device__ inline uint32_t rgb_pixel(const Clip& clip, const uint8_t* row, int column) {
+  const uint8_t* from = row + column * clip.stride_w;
+  return static_cast<uint32_t>(from[0]) | static_cast<uint32_t>(from[clip.stride_c]) << 8 |
+         static_cast<uint32_t>(from[2 * clip.stride_c]) << 16;
+}
 
 // kSize adjacent values, which a thread writes at once.
 template <typename T, int kSize>

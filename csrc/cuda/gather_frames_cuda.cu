@@ -2,6 +2,7 @@
 
 #include "gather_frames_filter.cuh"
 #include "gather_frames_two_taps.cuh"
+#include "gather_frames_yuv.cuh"
 
 namespace slowfast {
 namespace {
@@ -21,7 +22,8 @@ __global__ void __launch_bounds__(kThreads) gather_frames_plain_forward_kernel(c
     const int64_t x = i % a.width, y = i / a.width % a.height, t = i / a.width / a.height;
     const int64_t row = clip.top + y, column = clip.left + (clip.flip ? a.width - 1 - x : x);
     const int64_t first_row = vertical.first(row), first_column = horizontal.first(column);
-    const uint8_t* frame = clip.frames + source_frame(a, clip, n, t) * clip.stride_t;
+    const int64_t index = source_frame(a, clip, n, t);
+    const uint8_t *frame = clip.frames + index * clip.stride_t, *chroma = clip.chroma + index * clip.chroma_t;
     A value[3] = {0, 0, 0};
     int64_t row_weights = 0;
     for (int64_t k = 0; k < vertical.taps(); ++k) {
@@ -33,9 +35,16 @@ __global__ void __launch_bounds__(kThreads) gather_frames_plain_forward_kernel(c
         const int64_t weight = horizontal.raw_weight(column, first_column + l);
         if (!weight) break;
         column_weights += weight;
-        const uint8_t* pixel = frame + (first_row + k) * clip.stride_h + (first_column + l) * clip.stride_w;
         const A fraction = static_cast<A>(weight) / static_cast<A>(column_weights);
-        for (int c = 0; c < 3; ++c) mixed[c] += (static_cast<A>(pixel[c * clip.stride_c]) - mixed[c]) * fraction;
+        const uint8_t* line = frame + (first_row + k) * clip.stride_h;
+        const int source_column = static_cast<int>(first_column + l);
+        uint32_t word;
+        if (clip.chroma) {
+          word = YuvRow{line, chroma + (first_row + k) / 2 * clip.chroma_h}.pixel(clip, source_column);
+        } else {
+          word = rgb_pixel(clip, line, source_column);
+        }
+        for (int c = 0; c < 3; ++c) mixed[c] += (static_cast<A>(word >> 8 * c & 0xFF) - mixed[c]) * fraction;
       }
       row_weights += row_weight;
       const A fraction = static_cast<A>(row_weight) / static_cast<A>(row_weights);
@@ -61,29 +70,48 @@ Output output_of(const TensorView& view) {
 Clip clip_of(const GatherFramesParams& p, int64_t n) {
   const GatherFramesClip& clip = p.clips[n];
   const TensorView& f = clip.frames;
-  SF_CHECK(f.dtype == DType::kUInt8 && f.ndim == 4 && f.size(3) == 3, "gather_frames: clip ", n,
-           " is not uint8 [T, H, W, 3]");
+  check_clip(clip, n);
   SF_CHECK(f.size(0) > 0 && f.size(1) > 0 && f.size(2) > 0, "gather_frames: clip ", n, " has no frames");
   SF_CHECK(clip.top >= 0 && clip.left >= 0 && clip.top + p.fast.size(3) <= clip.resized_height &&
                clip.left + p.fast.size(4) <= clip.resized_width,
            "gather_frames: the crop is not inside the resized frame of clip ", n);
-  for (int64_t side : {f.size(1), f.size(2), clip.resized_height, clip.resized_width})
-    SF_CHECK(side <= kLargestSide, "gather_frames: clip ", n, " has more than ", kLargestSide, " pixels along a side");
-  return {f.as<const uint8_t>(),
-          f.stride(0),
-          f.stride(1),
-          f.stride(2),
-          f.stride(3),
-          f.size(0),
-          static_cast<int>(f.size(1)),
-          static_cast<int>(f.size(2)),
-          static_cast<int>(clip.resized_height),
-          static_cast<int>(clip.resized_width),
-          static_cast<int>(clip.top),
-          static_cast<int>(clip.left),
-          static_cast<int>(kStagedSide / clip.resized_width),
-          clip.flip,
-          f.stride(2) == 3 && f.stride(3) == 1};
+  for (int64_t side : {f.size(0), f.size(1), f.size(2), clip.resized_height, clip.resized_width})
+    SF_CHECK(side <= kLargestSide, "gather_frames: clip ", n, " has more than ", kLargestSide,
+             " frames, or pixels along a side");
+  Clip result{};
+  result.frames = f.as<const uint8_t>();
+  result.stride_t = f.stride(0);
+  result.stride_h = f.stride(1);
+  result.stride_w = f.stride(2);
+  result.count = static_cast<int>(f.size(0));
+  result.height = static_cast<int>(f.size(1));
+  result.width = static_cast<int>(f.size(2));
+  result.resized_height = static_cast<int>(clip.resized_height);
+  result.resized_width = static_cast<int>(clip.resized_width);
+  result.top = static_cast<int>(clip.top);
+  result.left = static_cast<int>(clip.left);
+  result.column_factor = static_cast<int>(kStagedSide / clip.resized_width);
+  result.flip = clip.flip;
+  if (clip.chroma.given()) {
+    const TensorView& uv = clip.chroma;
+    result.chroma = uv.as<const uint8_t>();
+    result.chroma_t = uv.stride(0);
+    result.stride_c = uv.stride(1);
+    result.chroma_h = uv.stride(2);
+    result.chroma_w = uv.stride(3);
+    result.colour = clip.colour;
+    result.dense = result.stride_w == 1;
+    const auto aligned = [&](int64_t bytes) {
+      return reinterpret_cast<uintptr_t>(uv.data) % bytes == 0 && uv.stride(0) % bytes == 0 &&
+             uv.stride(2) % bytes == 0;
+    };
+    if (uv.stride(3) == 1 && uv.stride(1) % 2 == 0 && aligned(2)) result.chroma_loads = ChromaLoads::kPlanes;
+    if (uv.stride(3) == 2 && uv.stride(1) == 1 && aligned(4)) result.chroma_loads = ChromaLoads::kPairs;
+  } else {
+    result.stride_c = f.stride(3);
+    result.dense = result.stride_w == 3 && result.stride_c == 1;
+  }
+  return result;
 }
 
 template <typename T>

@@ -2,7 +2,8 @@
 //
 // The work is separable. A block makes `rows` output rows of one frame in two stages with one barrier between them:
 //   1. Source rows are mixed vertically into shared memory as float: four consecutive bytes per thread and row, from
-//      coalesced 4-byte words (rows of RGB pixels begin at any byte, so wider words would not line up).
+//      coalesced 4-byte words (rows of RGB pixels begin at any byte, so wider words would not line up). Or four YUV
+//      pixels, which become RGB here.
 //   2. Values are mixed horizontally, normalised, cast, and written 16 bytes (8 for uint8) per thread, to the Fast
 //      frame and, where it is one, to the Slow frame. A thread keeps its columns for all its rows, and with them its
 //      offsets in registers. A float of padding after every 32 spreads its strided reads over the banks.
@@ -11,6 +12,7 @@
 #pragma once
 
 #include "gather_frames.cuh"
+#include "gather_frames_yuv.cuh"
 
 namespace slowfast {
 namespace {
@@ -23,11 +25,12 @@ constexpr int kWideSize = sizeof(T) == 1 ? 8 : 16 / sizeof(T);
 
 SF_HOST_DEVICE inline int padded(int i) { return i + (i >> 5); }
 
-struct Four {
-  float values[4];
+template <int kSize>
+struct Floats {
+  float values[kSize];
 
-  __device__ void mix(const Four& other, float fraction) {
-    for (int k = 0; k < 4; ++k) values[k] += (other.values[k] - values[k]) * fraction;
+  __device__ void mix(const Floats& other, float fraction) {
+    for (int k = 0; k < kSize; ++k) values[k] += (other.values[k] - values[k]) * fraction;
   }
 };
 
@@ -45,8 +48,8 @@ __device__ inline void store(T* to, const Pack<T, kSize>& pack, int count, bool 
 
 // Bytes `begin + i` to `begin + i + 3` of a source row of RGB pixels as floats; `begin` is where the block's columns
 // begin. Those from `length` on are never used, and the whole row bounds what may be read.
-__device__ inline Four load_four(const Clip& clip, const uint8_t* row, int first_column, int i, int length) {
-  Four result;
+__device__ inline Floats<4> load_four(const Clip& clip, const uint8_t* row, int first_column, int i, int length) {
+  Floats<4> result;
   if (clip.dense) {
     const uint8_t* bytes = row + 3 * first_column + i;
     const unsigned offset = static_cast<unsigned>(reinterpret_cast<uintptr_t>(bytes) & 3);
@@ -62,6 +65,23 @@ __device__ inline Four load_four(const Clip& clip, const uint8_t* row, int first
     const int pixel = first_column + (i + k) / 3, channel = (i + k) % 3;
     result.values[k] = i + k < length ? static_cast<float>(row[pixel * clip.stride_w + channel * clip.stride_c]) : 0.0f;
   }
+  return result;
+}
+
+// The red, green and blue values of pixels `column` to `column + 3`, a multiple of 4; 0 behind the row's end.
+__device__ inline Floats<12> load_four_pixels(const Clip& clip, const YuvRow& row, int column) {
+  uint32_t words[4] = {};
+  if (YuvRow::has_words(clip, column)) {
+    FourYuvPixels four;
+    four.load(clip, row, column);
+    const uint4 pixels = four.pixels(clip.colour);
+    words[0] = pixels.x, words[1] = pixels.y, words[2] = pixels.z, words[3] = pixels.w;
+  } else {
+    for (int i = 0; i < 4; ++i)
+      if (column + i < clip.width) words[i] = row.pixel(clip, column + i);
+  }
+  Floats<12> result;
+  for (int k = 0; k < 12; ++k) result.values[k] = static_cast<float>(words[k / 3] >> 8 * (k % 3) & 0xFF);
   return result;
 }
 
@@ -85,8 +105,8 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
 
   const ResizeAxis<int32_t> horizontal{clip.width, clip.resized_width, a.antialias};
   const int taps = horizontal.taps();
-  const int leftmost = clip.left + (clip.flip ? width - x0 - columns : x0);  // in resized pixels
-  const int first_column = horizontal.first(leftmost);
+  const int leftmost = clip.left + (clip.flip ? width - x0 - columns : x0);       // in resized pixels
+  const int first_column = horizontal.first(leftmost) & (clip.chroma ? ~3 : ~0);  // where words of luma may begin
   const int end_column = std::min(horizontal.first(leftmost + columns - 1) + taps, clip.width);
   const int length = 3 * (end_column - first_column);
 
@@ -111,19 +131,34 @@ __global__ void __launch_bounds__(kFilterThreads, 2)
     const int second = row_taps > 1 ? vertical.raw_weight(position, first + 1) : 0;
     const int two = vertical.raw_weight(position, first) + second;
     const float fraction = static_cast<float>(second) / static_cast<float>(two);
-    const uint8_t* row = clip.frames + source_frame(a, clip, n, t) * clip.stride_t + first * clip.stride_h;
-    float* to = mixed + mixed_row * a.tiling.pitch;
-    for (int i = 4 * (thread % per_row); i < length; i += 4 * per_row) {
-      Four sum = load_four(clip, row, first_column, i, length);
-      if (second) sum.mix(load_four(clip, row + clip.stride_h, first_column, i, length), fraction);
+    const auto mix = [&](const auto& load) {
+      auto sum = load(first);
+      if (second) sum.mix(load(first + 1), fraction);
       for (int k = 2, weights = two; k < row_taps; ++k) {
         const int weight = vertical.raw_weight(position, first + k);
         if (!weight) break;  // the frame's last row: there is none below
         weights += weight;
-        sum.mix(load_four(clip, row + k * clip.stride_h, first_column, i, length),
-                static_cast<float>(weight) / static_cast<float>(weights));
+        sum.mix(load(first + k), static_cast<float>(weight) / static_cast<float>(weights));
       }
-      for (int k = 0; k < 4; ++k) to[padded(i + k)] = sum.values[k];
+      return sum;
+    };
+    const int64_t index = source_frame(a, clip, n, t);
+    const uint8_t *frame = clip.frames + index * clip.stride_t, *chroma = clip.chroma + index * clip.chroma_t;
+    float* to = mixed + mixed_row * a.tiling.pitch;
+    if (clip.chroma) {
+      for (int i = 12 * (thread % per_row); i < length; i += 12 * per_row) {
+        const Floats<12> sum = mix([&](int row) {
+          return load_four_pixels(clip, {frame + row * clip.stride_h, chroma + row / 2 * clip.chroma_h},
+                                  first_column + i / 3);
+        });
+        for (int k = 0; k < 12; ++k) to[padded(i + k)] = sum.values[k];
+      }
+    } else {
+      for (int i = 4 * (thread % per_row); i < length; i += 4 * per_row) {
+        const Floats<4> sum =
+            mix([&](int row) { return load_four(clip, frame + row * clip.stride_h, first_column, i, length); });
+        for (int k = 0; k < 4; ++k) to[padded(i + k)] = sum.values[k];
+      }
     }
   }
   __syncthreads();
@@ -193,6 +228,7 @@ inline bool make_filter_tiling(Arguments* a, int64_t clips, int pack) {
       if (side > kStagedSide) return false;
     taps = std::max(taps, ResizeAxis<int64_t>{clip.width, clip.resized_width, a->antialias}.taps());
   }
+  const bool yuv = a->clips[0].chroma;  // and so are the others
   const auto up = [&](int64_t columns) { return (columns + pack - 1) / pack * pack; };
   const int64_t most = kFilterThreads / 3 * pack;  // so that every unit of a row has a thread
   const int64_t widest = up((a->width + (a->width + most - 1) / most - 1) / ((a->width + most - 1) / most));
@@ -201,7 +237,7 @@ inline bool make_filter_tiling(Arguments* a, int64_t clips, int pack) {
       int64_t pixels = 0;
       for (int64_t n = 0; n < clips; ++n) {
         const Clip& clip = a->clips[n];
-        const int64_t reached = columns * clip.width / clip.resized_width + taps + 1;
+        const int64_t reached = columns * clip.width / clip.resized_width + taps + (yuv ? 4 : 1);
         pixels = std::max(pixels, std::min<int64_t>(reached, clip.width));
       }
       Tiling& tiling = a->tiling;
@@ -209,7 +245,7 @@ inline bool make_filter_tiling(Arguments* a, int64_t clips, int pack) {
       tiling.columns = static_cast<int>(columns);
       tiling.row_tiles = static_cast<int>((a->height + rows - 1) / rows);
       tiling.column_tiles = static_cast<int>((a->width + columns - 1) / columns);
-      tiling.pitch = padded(static_cast<int>(3 * pixels + 3)) + 1;
+      tiling.pitch = padded(static_cast<int>(3 * pixels + (yuv ? 9 : 3))) + 1;  // and what threads write at once
       tiling.taps = static_cast<int>(taps);
       if (filter_shared_bytes(tiling) <= kSharedBytes) return true;
       if (columns <= pack) break;

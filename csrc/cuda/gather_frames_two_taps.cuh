@@ -4,7 +4,7 @@
 // the memory's time there must be few instructions for each value, so the work is separable. A block makes a tile of
 // one frame:
 //   1. The source pixels under the tile go to shared memory as words of four bytes, the last one being waste. Rows of
-//      RGB pixels begin at any byte, so this is also where they are aligned.
+//      RGB pixels begin at any byte, so this is also where they are aligned; and YUV pixels become RGB.
 //   2. A warp walks down a strip of output rows. A lane has four columns, whose weights stay in registers. For each
 //      source row it mixes two words horizontally, with integer weights, exactly; and for each output row it mixes the
 //      two source rows that it holds in registers, casts, and writes to the Fast frame and, where it is one, to the
@@ -14,6 +14,7 @@
 #pragma once
 
 #include "gather_frames.cuh"
+#include "gather_frames_yuv.cuh"
 
 namespace slowfast {
 namespace {
@@ -109,7 +110,7 @@ struct Tile {
     top = clip.top + y0;
     leftmost = clip.left + (clip.flip ? width - x0 - columns : x0);
     first_row = vertical.first(top);
-    first_column = horizontal.first(leftmost);
+    first_column = horizontal.first(leftmost) & (clip.chroma ? ~3 : ~0);  // where words of luma may begin
     adjacent = clip.height <= clip.resized_height;
     staged_rows = adjacent ? vertical.first(top + rows - 1) + 2 - first_row : 2 * rows;
     staged_columns = horizontal.first(leftmost + columns - 1) + 2 - first_column;
@@ -119,16 +120,18 @@ struct Tile {
 // A block's shared memory; what the threads look up is made once.
 template <typename T>
 struct Shared {
-  uint32_t* pixels;      // [staged_rows, pitch]
-  ColumnEntry* columns;  // [pixels of all warps beside each other]
-  int64_t* row_offsets;  // [staged_rows], in a frame
-  RowEntry* rows;        // [rows]
-  Pack<T, 2>* exchange;  // [kWarps, 3, kWarpPixels / 2], for interleaved pixels
+  uint32_t* pixels;         // [staged_rows, pitch]
+  ColumnEntry* columns;     // [pixels of all warps beside each other]
+  int64_t* row_offsets;     // [staged_rows], in a frame
+  int64_t* chroma_offsets;  // the same of chroma; nothing for RGB
+  RowEntry* rows;           // [rows]
+  Pack<T, 2>* exchange;     // [kWarps, 3, kWarpPixels / 2], for interleaved pixels
 
-  __device__ Shared(void* memory, const Tiling& tiling, int beside) : pixels(static_cast<uint32_t*>(memory)) {
+  __device__ Shared(void* memory, const Tiling& tiling, int beside, bool yuv) : pixels(static_cast<uint32_t*>(memory)) {
     columns = reinterpret_cast<ColumnEntry*>(pixels + tiling.staged_rows * tiling.pitch);
     row_offsets = reinterpret_cast<int64_t*>(columns + kWarpPixels * beside);
-    rows = reinterpret_cast<RowEntry*>(row_offsets + tiling.staged_rows);
+    chroma_offsets = row_offsets + tiling.staged_rows;
+    rows = reinterpret_cast<RowEntry*>(chroma_offsets + (yuv ? tiling.staged_rows : 0));
     exchange = reinterpret_cast<Pack<T, 2>*>(rows + tiling.rows);
   }
 };
@@ -154,8 +157,11 @@ __device__ void make_tables(const Clip& clip, const Tile& tile, const Shared<T>&
   }
 #pragma unroll 1
   for (int staged = thread; staged < tile.staged_rows; staged += kThreadsOfBlock) {
-    const int row = tile.adjacent ? tile.first_row + staged : tile.vertical.first(tile.top + staged / 2) + staged % 2;
-    shared.row_offsets[staged] = std::min(row, clip.height - 1) * clip.stride_h;
+    const int row =
+        std::min(tile.adjacent ? tile.first_row + staged : tile.vertical.first(tile.top + staged / 2) + staged % 2,
+                 clip.height - 1);
+    shared.row_offsets[staged] = row * clip.stride_h;
+    if (clip.chroma) shared.chroma_offsets[staged] = row / 2 * clip.chroma_h;
   }
 }
 
@@ -185,10 +191,42 @@ __device__ void stage_pixels(const Clip& clip, const uint8_t* frame, const Tile&
       for (int staged = thread / quads; staged < tile.staged_rows; staged += beside) {
 #pragma unroll 1
         for (int i = 0; i < std::min(4, clip.width - column); ++i) {
-          const uint8_t* from = frame + shared.row_offsets[staged] + (column + i) * clip.stride_w;
-          to[staged * pitch + i] = static_cast<uint32_t>(from[0]) | static_cast<uint32_t>(from[clip.stride_c]) << 8 |
-                                   static_cast<uint32_t>(from[2 * clip.stride_c]) << 16;
+          to[staged * pitch + i] = rgb_pixel(clip, frame + shared.row_offsets[staged], column + i);
         }
+      }
+    }
+  }
+}
+
+template <typename T>
+__device__ void stage_yuv_pixels(const Clip& clip, const uint8_t* luma, const uint8_t* chroma, const Tile& tile,
+                                 const Shared<T>& shared, int pitch, int thread) {
+  const int quads = (tile.staged_columns + 3) / 4, beside = std::max(kThreadsOfBlock / quads, 1);
+  const auto row = [&](int staged) {
+    return YuvRow{luma + shared.row_offsets[staged], chroma + shared.chroma_offsets[staged]};
+  };
+  for (int quad = thread % quads; quad < quads && thread / quads < beside; quad += kThreadsOfBlock) {
+    const int column = tile.first_column + 4 * quad;
+    uint32_t* to = shared.pixels + 4 * quad;
+    if (YuvRow::has_words(clip, column)) {
+#pragma unroll 1
+      for (int first = thread / quads; first < tile.staged_rows; first += kBatch * beside) {
+        FourYuvPixels fours[kBatch];
+        for (int i = 0; i < kBatch; ++i) {
+          const int staged = first + i * beside;
+          if (staged < tile.staged_rows) fours[i].load(clip, row(staged), column);
+        }
+        for (int i = 0; i < kBatch; ++i) {
+          const int staged = first + i * beside;
+          if (staged < tile.staged_rows) *reinterpret_cast<uint4*>(to + staged * pitch) = fours[i].pixels(clip.colour);
+        }
+      }
+    } else {
+#pragma unroll 1
+      for (int staged = thread / quads; staged < tile.staged_rows; staged += beside) {
+#pragma unroll 1
+        for (int i = 0; i < std::min(4, clip.width - column); ++i)
+          to[staged * pitch + i] = row(staged).pixel(clip, column + i);
       }
     }
   }
@@ -201,14 +239,19 @@ __global__ void __launch_bounds__(kThreadsOfBlock, kBlocks)
   const int lane = static_cast<int>(threadIdx.x);
   const int warp = static_cast<int>(threadIdx.y + blockDim.y * threadIdx.z), thread = 32 * warp + lane;
   SF_DYNAMIC_SHARED(uint4, memory);
-  const Shared<T> shared(memory, tiling, static_cast<int>(blockDim.y));
   const unsigned n = blockIdx.z, t = blockIdx.y;
   const Clip& clip = a.clips[n];
+  const Shared<T> shared(memory, tiling, static_cast<int>(blockDim.y), clip.chroma != nullptr);
   const int64_t index = source_frame(a, clip, n, t);
   const Tile tile(a, clip);
   make_tables(clip, tile, shared, kWarpPixels * static_cast<int>(blockDim.y), thread);
   __syncthreads();
-  stage_pixels(clip, clip.frames + index * clip.stride_t, tile, shared, tiling.pitch, thread);
+  const uint8_t* frame = clip.frames + index * clip.stride_t;
+  if (clip.chroma) {
+    stage_yuv_pixels(clip, frame, clip.chroma + index * clip.chroma_t, tile, shared, tiling.pitch, thread);
+  } else {
+    stage_pixels(clip, frame, tile, shared, tiling.pitch, thread);
+  }
   __syncthreads();
 
   const int begin = static_cast<int>(threadIdx.z) * tiling.strip_rows;
@@ -305,10 +348,11 @@ inline int warps_across(const Tiling& tiling) { return tiling.columns > kWarpPix
 
 // Shared memory of a block in bytes.
 template <typename T>
-int64_t two_taps_shared_bytes(const Tiling& tiling, bool planar) {
+int64_t two_taps_shared_bytes(const Tiling& tiling, bool planar, bool yuv) {
   return sizeof(uint32_t) * static_cast<int64_t>(tiling.staged_rows) * tiling.pitch +
-         sizeof(ColumnEntry) * kWarpPixels * warps_across(tiling) + sizeof(int64_t) * tiling.staged_rows +
-         sizeof(RowEntry) * tiling.rows + (planar ? 0 : sizeof(T) * kWarps * 3 * kWarpPixels);
+         sizeof(ColumnEntry) * kWarpPixels * warps_across(tiling) +
+         sizeof(int64_t) * (yuv ? 2 : 1) * tiling.staged_rows + sizeof(RowEntry) * tiling.rows +
+         (planar ? 0 : sizeof(T) * kWarps * 3 * kWarpPixels);
 }
 
 // Launches the kernel, with the largest tiles that fit into shared memory; false if it cannot make this output.
@@ -325,6 +369,7 @@ bool launch_two_taps(Arguments* a, int64_t clips, void* stream) {
   a->wide = a->width * (a->planar ? 1 : 3) % (a->planar ? 2 : 4) == 0 &&
             are_aligned(*a, sizeof(T), (a->planar ? 2 : 4) * sizeof(T));
   Tiling& tiling = a->tiling;
+  const bool yuv = a->clips[0].chroma;  // and so are the others
   const int64_t widest = 2 * kWarpPixels, tiles = (a->width + widest - 1) / widest;
   for (tiling.columns = static_cast<int>((a->width + tiles - 1) / tiles + 7) / 8 * 8; tiling.columns >= 8;
        tiling.columns = tiling.columns / 2 / 8 * 8) {
@@ -335,14 +380,15 @@ bool launch_two_taps(Arguments* a, int64_t clips, void* stream) {
       int pixels = 0, staged_rows = 0;
       for (int64_t n = 0; n < clips; ++n) {
         const Clip& clip = a->clips[n];
-        pixels = std::max(pixels, std::min(tiling.columns * clip.width / clip.resized_width, clip.width) + 3);
+        pixels =
+            std::max(pixels, std::min(tiling.columns * clip.width / clip.resized_width, clip.width) + (yuv ? 6 : 3));
         staged_rows = std::max(staged_rows, clip.height > clip.resized_height
                                                 ? 2 * tiling.rows
                                                 : tiling.rows * clip.height / clip.resized_height + 3);
       }
       tiling.pitch = (pixels + 3) / 4 * 4;
       tiling.staged_rows = (staged_rows + 1) / 2 * 2;  // which aligns what comes after it
-      const int64_t shared_bytes = two_taps_shared_bytes<T>(tiling, a->planar);
+      const int64_t shared_bytes = two_taps_shared_bytes<T>(tiling, a->planar, yuv);
       if (shared_bytes > kSharedBytes) continue;
       tiling.row_tiles = static_cast<int>((a->height + tiling.rows - 1) / tiling.rows);
       tiling.column_tiles = static_cast<int>((a->width + tiling.columns - 1) / tiling.columns);

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import VideoReformatter
 
 from slowfast_ops import YUVFrames
@@ -146,7 +147,8 @@ def _pixels(plane: Any, width: int) -> npt.NDArray[np.uint8]:
 
 def display_matrix(frame: av.VideoFrame) -> npt.NDArray[np.int32] | None:
     """How the metadata ask for the frame to be turned; see `upright`."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    # Not frame.side_data: that refers back to the frame, which would live on until Python collects such circles.
+    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")
     return None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
 
 

@@ -27,6 +27,7 @@ Times: TypeAlias = npt.NDArray[np.float64]
 _ELEMENTARY_STREAM = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: a codec's bare stream, without a container around it
 _DEFAULT_RATE = 25.0  # FFmpeg's own default, for a file that has one frame and says nothing
 _FORWARD_REACH = 2.0  # seconds that are rather decoded than sought across where the container has no index
+_MOST_REORDERED = 16  # frames that codecs decode ahead of one that is shown before them
 _SEEK_LEADS = (0.0, 1.0, 10.0)  # seconds before the target to seek to: some containers land behind it
 _MOST_FRAMES_AT_FIRST = 1 << 16  # to make room for, whatever a file states
 _TRUNCATION_SLACK = 0.5  # seconds that a stream may end before its stated duration without being called truncated
@@ -278,7 +279,8 @@ class VideoReader(Generic[Pixels]):
             return False
         index: Any = getattr(self._stream, "index_entries", ())  # since PyAV 17
         if len(index) > 1:
-            key_frame = index.search_timestamp(self._ticks(limit))
+            # The index has times of decoding, which lie ahead of those of presentation.
+            key_frame = index.search_timestamp(self._ticks(limit - _MOST_REORDERED / self.fps))
             return key_frame >= 0 and self._seconds(index[key_frame].timestamp) > place
         return limit > place + _FORWARD_REACH
 

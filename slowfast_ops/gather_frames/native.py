@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from slowfast_ops._native import allocate, cuda_place, library, num_threads, view
-from slowfast_ops.gather_frames.yuv import to_rgb
 
 MIN_PIXELS_PER_THREAD = 16384  # waking a thread costs about as much as this many pixels
 
@@ -36,6 +35,11 @@ def outputs(
     return slow, fast
 
 
+def colours_of(colour: Sequence[int]) -> list[tuple[int, ...]]:
+    """The six integers of each clip."""
+    return [tuple(colour[i : i + 6]) for i in range(0, len(colour), 6)]
+
+
 def windows_of(geometry: Sequence[int]) -> list[tuple[int, ...]]:
     """(resized height, resized width, top, left) of each clip."""
     return [tuple(geometry[i : i + 4]) for i in range(0, len(geometry), 4)]
@@ -57,8 +61,6 @@ def forward_cpu(
     memory_format: torch.memory_format,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
-    if chroma:
-        clips = [to_rgb(y, c, colour[6 * n : 6 * n + 6]) for n, (y, c) in enumerate(zip(clips, chroma, strict=True))]
     slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
     n, frames, (h, w) = len(clips), indices.shape[1], size
     windows = windows_of(geometry)
@@ -74,8 +76,12 @@ def forward_cpu(
     weights = allocate((n, row_taps * h + column_taps * (w + 3)), like=indices, dtype=compute)
     threads = max(1, min(num_threads(), n * frames * h * w // MIN_PIXELS_PER_THREAD))
     rows = allocate((threads, 3 * (widest + column_taps + w) + 4), like=indices, dtype=compute)
+    rgb_bytes = 3 * (row_taps + 2) * (widest + widest % 2) if chroma else 0
+    rgb = allocate((threads, rgb_bytes), like=indices, dtype=torch.uint8)
     library().gather_frames_cpu(
         [view(clip) for clip in clips],
+        [view(planes) for planes in chroma],
+        colours_of(colour),
         windows,
         flip,
         view(indices),
@@ -88,6 +94,7 @@ def forward_cpu(
         view(firsts),
         view(weights),
         view(rows),
+        view(rgb),
     )
     return slow, fast
 
@@ -108,11 +115,11 @@ def forward_cuda(
     memory_format: torch.memory_format,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
-    if chroma:
-        clips = [to_rgb(y, c, colour[6 * n : 6 * n + 6]) for n, (y, c) in enumerate(zip(clips, chroma, strict=True))]
     slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
     library().gather_frames_cuda(
         [view(clip) for clip in clips],
+        [view(planes) for planes in chroma],
+        colours_of(colour),
         windows_of(geometry),
         flip,
         view(indices),

@@ -6,6 +6,7 @@ pinned memory without waiting.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,14 +17,13 @@ import triton.language as tl
 from torch import Tensor
 
 from slowfast_ops._transfer import to_device
-from slowfast_ops.gather_frames.native import outputs, windows_of
-from slowfast_ops.gather_frames.yuv import to_rgb
+from slowfast_ops.gather_frames.native import colours_of, outputs, windows_of
 
 BLOCK = 128
 LINES = 4
 # By antialias, whose loops do enough for each value to make up for what comes before.
 STEPS = {False: 8, True: 1}
-COLUMNS = tl.constexpr(19)  # of the table: see _table
+COLUMNS = tl.constexpr(30)  # of the table: see _table
 NARROW_SIDE = 16384  # up to so many pixels, positions and weights are exact in int32
 
 
@@ -50,6 +50,7 @@ def forward_kernel(
     LINSPACE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ANTIALIAS: tl.constexpr,
+    YUV: tl.constexpr,
     NARROW: tl.constexpr,
     DOUBLE: tl.constexpr,
     STEPS: tl.constexpr,
@@ -83,6 +84,12 @@ def forward_kernel(
     index = tl.load(indices_ptr + n * indices_n + t * indices_t)
     index = tl.minimum(tl.maximum(index, 0), count - 1)
     frame = tl.load(clip).to(tl.pointer_type(tl.uint8)) + index * stride_t
+    if YUV:
+        chroma = tl.load(clip + 19).to(tl.pointer_type(tl.uint8)) + index * tl.load(clip + 20)
+        chroma_c, chroma_h, chroma_w = tl.load(clip + 21), tl.load(clip + 22), tl.load(clip + 23)
+        black, luma_factor = tl.load(clip + 24).to(tl.int32), tl.load(clip + 25).to(tl.int32)
+        red_v, green_u = tl.load(clip + 26).to(tl.int32), tl.load(clip + 27).to(tl.int32)
+        green_v, blue_u = tl.load(clip + 28).to(tl.int32), tl.load(clip + 29).to(tl.int32)
 
     x = place // 3 if CHANNELS_LAST else place
     column = left + tl.where(flip != 0, width - 1 - x, x)
@@ -100,7 +107,10 @@ def forward_kernel(
         y = line if CHANNELS_LAST else line % height
         channel = (place % 3)[None, :] if CHANNELS_LAST else (line // height)[:, None]
         row = top + y
-        frame_of_channel = frame + channel * stride_c
+        if YUV:
+            factor_u = tl.where(channel == 0, 0, tl.where(channel == 1, green_u, blue_u))
+            factor_v = tl.where(channel == 0, red_v, tl.where(channel == 1, green_v, 0))
+            colour = (chroma_c, black, luma_factor, factor_u, factor_v)
 
         if ANTIALIAS:
             first_row = _first(row, source_height, resized_height)
@@ -114,10 +124,17 @@ def forward_kernel(
                 for i in range(_taps(source_width, resized_width)):
                     weight = _raw_weight(column, first_column + i, source_width, resized_width)
                     column_weights += weight
-                    offset = ((first_row + k) * stride_h)[:, None] + ((first_column + i) * stride_w)[None, :]
                     reached = inside & (row_weight > 0)[:, None] & (weight > 0)[None, :]
-                    pixel = tl.load(frame_of_channel + offset, mask=reached, other=0).to(Real)
-                    mixed += (pixel - mixed) * (weight.to(Real) / tl.maximum(column_weights, 1).to(Real))[None, :]
+                    offset = ((first_row + k) * stride_h)[:, None] + ((first_column + i) * stride_w)[None, :]
+                    if YUV:
+                        u_row = chroma + ((first_row + k) // 2 * chroma_h)[:, None]
+                        u = u_row + ((first_column + i) // 2 * chroma_w)[None, :]
+                        pixel = _converted(frame + offset, u, colour, reached)
+                    else:
+                        pixel = tl.load(frame + channel * stride_c + offset, mask=reached, other=0)
+                    mixed += (pixel.to(Real) - mixed) * (weight.to(Real) / tl.maximum(column_weights, 1).to(Real))[
+                        None, :
+                    ]
                 value += (mixed - value) * (row_weight.to(Real) / tl.maximum(row_weights, 1).to(Real))[:, None]
         else:
             first_row, down = _two_taps(row, source_height, resized_height, Real)
@@ -125,11 +142,23 @@ def forward_kernel(
             columns = (first_column * stride_w)[None, :]
             below = tl.where(down > 0, stride_h, 0)[:, None]
             right = tl.where(across > 0, stride_w, 0)[None, :]
-            upper = frame_of_channel + rows + columns
-            a = _raised(tl.load(upper, mask=inside, other=0), Real)
-            b = _raised(tl.load(upper + right, mask=inside, other=0), Real)
-            c = _raised(tl.load(upper + below, mask=inside, other=0), Real)
-            d = _raised(tl.load(upper + below + right, mask=inside, other=0), Real)
+            if YUV:
+                upper = frame + rows + columns
+                u_rows = chroma + (first_row // 2 * chroma_h)[:, None]
+                u_rows_below = chroma + ((first_row + (down > 0)) // 2 * chroma_h)[:, None]
+                u_columns = (first_column // 2 * chroma_w)[None, :]
+                u_columns_right = ((first_column + (across > 0)) // 2 * chroma_w)[None, :]
+                a = _converted(upper, u_rows + u_columns, colour, inside)
+                b = _converted(upper + right, u_rows + u_columns_right, colour, inside)
+                c = _converted(upper + below, u_rows_below + u_columns, colour, inside)
+                d = _converted(upper + below + right, u_rows_below + u_columns_right, colour, inside)
+            else:
+                upper = frame + channel * stride_c + rows + columns
+                a = tl.load(upper, mask=inside, other=0)
+                b = tl.load(upper + right, mask=inside, other=0)
+                c = tl.load(upper + below, mask=inside, other=0)
+                d = tl.load(upper + below + right, mask=inside, other=0)
+            a, b, c, d = _raised(a, Real), _raised(b, Real), _raised(c, Real), _raised(d, Real)
             value = (a - 8388608.0) + (b - a) * across[None, :]
             value += ((c - 8388608.0) + (d - c) * across[None, :] - value) * down[:, None]
 
@@ -149,6 +178,21 @@ def forward_kernel(
         tl.store(fast_frame + fast_line + place[None, :], result, mask=inside)
         if is_slow:
             tl.store(slow_frame + slow_line + place[None, :], result, mask=inside)
+
+
+@triton.jit
+def _converted(luma, u, colour, mask):
+    """A channel of YUV pixels, 0 to 255 in int32: `coefficients` of yuv.py. V is `colour[0]` bytes behind U."""
+    chroma_c, black, luma_factor, factor_u, factor_v = colour
+    value = _product(luma_factor, tl.load(luma, mask=mask, other=0), black)
+    value += _product(factor_u, tl.load(u, mask=mask, other=0), 128)
+    value += _product(factor_v, tl.load(u + chroma_c, mask=mask, other=0), 128)
+    return tl.minimum(tl.maximum(value, 0), 255)
+
+
+@triton.jit
+def _product(factor, byte, zero):
+    return (factor * 8 * (byte.to(tl.int32) - zero)) >> 16
 
 
 @triton.jit
@@ -212,21 +256,27 @@ def _three(pointer, Real: tl.constexpr):
 
 def _table(
     clips: Sequence[Tensor],
+    chroma: Sequence[Tensor],
+    colour: Sequence[int],
     geometry: Sequence[int],
     flip: Sequence[bool],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
-    """int64 [N, 19] on the clips' device.
+    """int64 [N, 30] on the clips' device.
 
-    For each clip: address, four strides, frames, height, width, resized height, resized width, top, left, flip, and as
-    float64 bits the factor and the summand of each channel.
+    For each clip: address, four strides (of luma three, and 0), frames, height, width, resized height, resized width,
+    top, left, flip; as float64 bits the factor and the summand of each channel; and for YUV the address of chroma, its
+    four strides and the six integers of the colour, else zeros.
     """
     normalisation = [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
     bits = struct.unpack("6q", struct.pack("6d", *normalisation))
+    planes = [[c.data_ptr(), *c.stride(), *integers] for c, integers in zip(chroma, colours_of(colour), strict=True)]
     rows = [
-        [clip.data_ptr(), *clip.stride(), *clip.shape[:3], *window, int(flipped), *bits]
-        for clip, window, flipped in zip(clips, windows_of(geometry), flip, strict=True)
+        [clip.data_ptr(), *(*clip.stride(), 0)[:4], *clip.shape[:3], *window, int(flipped), *bits, *yuv]
+        for clip, window, flipped, yuv in zip(
+            clips, windows_of(geometry), flip, planes or [[0] * 11] * len(clips), strict=True
+        )
     ]
     return to_device(torch.tensor(rows, dtype=torch.int64), clips[0].device)
 
@@ -247,8 +297,6 @@ def forward(
     memory_format: torch.memory_format,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
-    if chroma:
-        clips = [to_rgb(y, c, colour[6 * n : 6 * n + 6]) for n, (y, c) in enumerate(zip(clips, chroma, strict=True))]
     slow, fast = outputs(clips, indices, size, alpha, dtype, memory_format)
     if fast.numel() == 0:
         return slow, fast
@@ -257,7 +305,7 @@ def forward(
     lines, length = (height, 3 * width) if channels_last else (3 * height, width)
     sides = [side for clip, window in zip(clips, windows_of(geometry), strict=True) for side in (*clip.shape, *window)]
     forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, STEPS[antialias] * LINES) * frames, n](
-        _table(clips, geometry, flip, mean, std),
+        _table(clips, chroma, colour, geometry, flip, mean, std),
         indices,
         fast,
         slow,
@@ -271,6 +319,7 @@ def forward(
         LINSPACE=slow_sampling == "linspace",
         CHANNELS_LAST=channels_last,
         ANTIALIAS=antialias,
+        YUV=bool(chroma),
         NARROW=max(sides) <= NARROW_SIDE,
         DOUBLE=dtype == torch.float64,
         STEPS=STEPS[antialias],
@@ -285,18 +334,18 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
     strides = {f"indices_{axis}": "i64" for axis in "nt"}
     strides |= {f"{tensor}_{axis}": "i64" for tensor in ("fast", "slow") for axis in "ncth"}
     sizes = dict.fromkeys(("frames", "slow_frames", "height", "width"), "i32")
-    for channels_last in (False, True):
-        for antialias in (False, True):
-            for dtype in ("*bf16", "*fp16", "*fp32", "*u8"):
-                types = {"fast_ptr": dtype, "table_ptr": "*i64", "indices_ptr": "*i64", "slow_ptr": dtype}
-                constants = {
-                    "LINSPACE": True,
-                    "CHANNELS_LAST": channels_last,
-                    "ANTIALIAS": antialias,
-                    "NARROW": True,
-                    "DOUBLE": False,
-                    "STEPS": STEPS[antialias],
-                    "LINES": LINES,
-                    "BLOCK": BLOCK,
-                }
-                yield forward_kernel, {**types, **sizes, **strides}, constants, {}
+    for channels_last, antialias, yuv in itertools.product((False, True), repeat=3):
+        for dtype in ("*bf16",) if yuv else ("*bf16", "*fp16", "*fp32", "*u8"):
+            types = {"fast_ptr": dtype, "table_ptr": "*i64", "indices_ptr": "*i64", "slow_ptr": dtype}
+            constants = {
+                "LINSPACE": True,
+                "CHANNELS_LAST": channels_last,
+                "ANTIALIAS": antialias,
+                "YUV": yuv,
+                "NARROW": True,
+                "DOUBLE": False,
+                "STEPS": STEPS[antialias],
+                "LINES": LINES,
+                "BLOCK": BLOCK,
+            }
+            yield forward_kernel, {**types, **sizes, **strides}, constants, {}

@@ -16,11 +16,11 @@ HEIGHT, WIDTH = 48, 96
 _BITS = 8
 
 
-def numbered_image(number: int) -> np.ndarray:
-    """A picture, uint8 [HEIGHT, WIDTH, 3], with the number's bits as black and white blocks in its left two thirds."""
-    image = np.full((HEIGHT, WIDTH, 3), 96, np.uint8)
+def numbered_image(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A picture, uint8 [height, width, 3], with the number's bits as black and white blocks in its left two thirds."""
+    image = np.full((height, width, 3), 96, np.uint8)
     for bit in range(_BITS):
-        image[:, 8 * bit : 8 * bit + 8] = 235 if number >> bit & 1 else 16
+        image[:, bit * width // 12 : (bit + 1) * width // 12] = 235 if number >> bit & 1 else 16
     return image
 
 
@@ -48,11 +48,14 @@ def write_numbered_video(
     b_frames: int = 2,
     key_frame_every: int = 12,
     rotation: int | None = None,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    pixel_format: str = "yuv420p",
 ) -> Path:
     """Writes a video of numbered frames; ``timestamps`` (in ``time_base``) make the rate variable."""
     with av.open(str(path), "w", format=container_format) as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         stream.codec_context.gop_size = key_frame_every
         stream.codec_context.max_b_frames = b_frames
         stream.codec_context.thread_count = 1
@@ -63,11 +66,31 @@ def write_numbered_video(
         time_base = time_base or Fraction(1, rate)
         stream.codec_context.time_base = time_base
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(numbered_image(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(numbered_image(number, height, width), format="rgb24")
             frame.pts = number if timestamps is None else timestamps[number]
             frame.time_base = time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def faststart(path: Path) -> Path:
+    """The same video with its index ahead of the frames, so that a cut leaves a file that opens."""
+    target = path.with_name("fast_" + path.name)
+    with av.open(str(path)) as source, av.open(str(target), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    return target
+
+
+def cut_off(path: Path, share: float) -> Path:
+    """The first part of a video's bytes, as a file that opens."""
+    path = faststart(path) if path.suffix == ".mp4" else path
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
     return path
 
 

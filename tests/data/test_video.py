@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from slowfast_model.data.video import VideoError, VideoReader
 from slowfast_model.data.video_cache import DecodedVideo, VideoCache
 from slowfast_model.errors import InputError
-from tests.data.conftest import number_of, write_numbered_video
+from tests.data.conftest import cut_off, faststart, number_of, write_numbered_video
 
 CONTAINERS = {
     "video.mp4": {},
@@ -130,6 +130,90 @@ def test_only_the_group_of_pictures_of_a_clip_is_decoded(
     assert len(decoded) <= 10  # from the key frame at 200 up to the one that follows 206
 
 
+@pytest.mark.parametrize("name", ["across.mp4", "across.mkv"])
+def test_a_clip_across_a_key_frame_is_decoded_once(
+    numbered_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    seeks = []
+    monkeypatch.setattr(VideoReader, "_seek", lambda self, limit: seeks.append(limit))
+    path = numbered_video(name, 90, key_frame_every=60)
+    for step in (0.9 / 30, 1 / 30, 2 / 30):
+        with VideoReader(path) as video:
+            times = np.arange(40 / 30, 75 / 30, step)
+            frames, _ = video.read(times)
+        assert [number_of(image) for image in frames] == (times * 30 + 1e-6).astype(int).tolist()
+    assert not seeks
+
+
+# Codecs beside H.264, other sizes and other pixels than 8-bit 4:2:0. Not every FFmpeg has all of these encoders.
+OTHER_VIDEOS = {
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "vp9_of_odd_size.webm": {"codec": "libvpx-vp9", "height": 51, "width": 97},
+    "vp8.webm": {"codec": "libvpx"},
+    "av1.mp4": {"codec": "libsvtav1", "height": 64, "width": 128},
+    "av1_10_bits.mkv": {"codec": "libsvtav1", "height": 64, "width": 128, "pixel_format": "yuv420p10le"},
+    "h265.mp4": {"codec": "libx265"},
+    "h265_10_bits.mp4": {"codec": "libx265", "pixel_format": "yuv420p10le"},
+    "h264_422_10_bits.mp4": {"pixel_format": "yuv422p10le"},
+    "h264_444.mkv": {"pixel_format": "yuv444p"},
+    "h264_full_range.mp4": {"pixel_format": "yuvj420p"},
+    "mpeg2.ts": {"codec": "mpeg2video"},
+    "mpeg2.mp4": {"codec": "mpeg2video"},
+    "grey.mkv": {"codec": "ffv1", "pixel_format": "gray"},
+    "rgb.mkv": {"codec": "ffv1", "pixel_format": "bgr0"},
+    "motion_jpeg.avi": {"codec": "mjpeg", "pixel_format": "yuvj422p", "b_frames": 0},
+    "raw.avi": {"codec": "rawvideo", "pixel_format": "bgr24", "b_frames": 0},
+    "prores.mov": {"codec": "prores_ks", "pixel_format": "yuv422p10le", "b_frames": 0},
+    "windows.wmv": {"codec": "wmv2", "b_frames": 0},
+    "flash.flv": {"codec": "flv", "b_frames": 0},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VIDEOS)
+def test_other_codecs_sizes_and_pixels(numbered_video: Callable[..., Path], name: str) -> None:
+    options = OTHER_VIDEOS[name]
+    try:
+        path = numbered_video(name, 40, **options)
+    except (av.codec.codec.UnknownCodecError, av.error.FFmpegError) as error:
+        pytest.skip(f"this FFmpeg cannot write it: {error}")
+    expected, times = decode_with_pyav(path)
+    for pixels in ("rgb", "yuv"):
+        with VideoReader(path, pixels=pixels) as video:
+            assert video.size == expected[0].shape[:2] == (options.get("height", 48), options.get("width", 96))
+            assert video.fps == pytest.approx(30, rel=1e-2)
+            for frames, starts, places in [
+                (*video.read_frames(), list(range(40))),
+                (*video.read((np.array([30, 3, 17, 39]) + 0.5) / 30), [30, 3, 17, 39]),
+            ]:
+                np.testing.assert_allclose(starts, np.array(times)[places], atol=1e-3)
+                images = frames.rgb().numpy() if pixels == "yuv" else frames
+                assert [number_of(image) for image in images] == places
+                if pixels == "rgb":
+                    np.testing.assert_array_equal(images, np.stack(expected)[places])
+
+
+def test_a_size_that_changes_midway_is_scaled(tmp_path: Path) -> None:
+    parts = [
+        write_numbered_video(tmp_path / "a.h264", 20, b_frames=0),
+        write_numbered_video(tmp_path / "b.h264", 20, b_frames=0, height=96, width=144),
+    ]
+    path = tmp_path / "both.h264"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for pixels in ("rgb", "yuv"):
+        with VideoReader(path, pixels=pixels) as video:
+            assert video.size == (48, 96)
+            frames, _ = video.read_frames()
+            images = frames.rgb().numpy() if pixels == "yuv" else frames
+            assert images.shape == (40, 48, 96, 3)
+            assert [number_of(image) for image in images] == [*range(20), *range(20)]
+            assert len(video.read([0.1, 1.0, 0.3])[0]) == 3
+
+
+def test_pixels_are_rgb_or_yuv(numbered_video: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="pixels='bgr': expected 'rgb' or 'yuv'"):
+        VideoReader(numbered_video(), pixels="bgr")
+
+
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_rotation_in_the_metadata_is_applied(numbered_video: Callable[..., Path], rotation: int) -> None:
     upright, turned = numbered_video("plain.mp4", 3), numbered_video("turned.mp4", 3, rotation=rotation)
@@ -137,6 +221,10 @@ def test_rotation_in_the_metadata_is_applied(numbered_video: Callable[..., Path]
         expected = np.rot90(video.read([0.05])[0][0], rotation // 90)
     with VideoReader(turned) as video:
         np.testing.assert_array_equal(video.read([0.05])[0][0], expected)
+        assert video.size == expected.shape[:2]
+    with VideoReader(turned, pixels="yuv") as video:
+        planes = video.read([0.05])[0].rgb().numpy()[0].astype(int)
+        assert np.abs(planes - expected).max() <= 1
         assert video.size == expected.shape[:2]
 
 
@@ -183,24 +271,10 @@ def test_a_container_without_a_single_packet_is_an_error(tmp_path: Path) -> None
         VideoReader(path)
 
 
-def faststart(path: Path) -> Path:
-    """The same video with its index ahead of the frames, so that a cut leaves a file that opens."""
-    target = path.with_name("fast_" + path.name)
-    with av.open(str(path)) as source, av.open(str(target), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = stream
-                container.mux(packet)
-    return target
-
-
 @pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
 def test_a_cut_off_file_gives_what_is_whole(numbered_video: Callable[..., Path], name: str) -> None:
     path = numbered_video(name, 200)
-    path = faststart(path) if name.endswith(".mp4") else path
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
+    path = cut_off(path, 0.5)
     with VideoReader(path) as video:
         frames, starts = video.read_frames()
         numbers = [number_of(image) for image in frames]
@@ -260,8 +334,7 @@ def test_the_cache_keeps_to_its_size_and_to_whole_videos(numbered_video: Callabl
     cache = VideoCache(2 * size + size // 2)
     assert [type(cache.open(path)) for path in paths] == [DecodedVideo, DecodedVideo, VideoReader]
     assert cache.bytes_left == size // 2
-    damaged = faststart(numbered_video("damaged.mp4", 200))
-    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    damaged = cut_off(numbered_video("damaged.mp4", 200), 0.5)
     assert isinstance(VideoCache(1 << 30).open(damaged), VideoReader)
 
 

@@ -48,6 +48,16 @@ def compiled_for_the_cpu():
     return cuda_on_cpu.load(sanitize=os.environ.get("SLOWFAST_SANITIZE") == "1")
 
 
+@pytest.fixture(autouse=True)
+def large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes its time for each step of a gather_frames program, however few lines of a frame it makes."""
+    if HAS_TRITON and not HAS_CUDA:
+        from slowfast_ops.gather_frames import triton
+
+        monkeypatch.setattr(triton, "LINES", 16)
+        monkeypatch.setitem(triton.STEPS, False, 2)
+
+
 @pytest.fixture
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The Target; for CUDA_ON_CPU, with the CPU kernels of every op replaced by the CUDA ones."""

@@ -1,5 +1,5 @@
 // The arithmetic of gather_frames that every backend shares: which source pixels make an output pixel, along one axis,
-// which frames of the Fast pathway the Slow pathway gets, and the cast of a result.
+// what a YUV pixel is in RGB, which frames of the Fast pathway the Slow pathway gets, and the cast of a result.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +39,39 @@ struct ResizeAxis {
     return j < source && weight > 0 ? weight : 0;
   }
 };
+
+// `coefficients` of slowfast_ops/gather_frames/yuv.py, which says what they mean.
+struct YuvColour {
+  int16_t black, luma, red_v, green_u, green_v, blue_u;
+};
+
+// factor * 8 * value / 2^16, rounded down, for a factor of YuvColour and a difference of two bytes. In int16_t it is
+// what SIMD units have an instruction for.
+template <typename Int>
+SF_HOST_DEVICE SF_INLINE Int yuv_product(Int factor, Int value) {
+  return static_cast<Int>((static_cast<int32_t>(factor) * static_cast<Int>(8 * value)) >> 16);
+}
+
+// What chroma adds to the luma of a pixel, in each channel.
+template <typename Int>
+struct ChromaTerms {
+  Int red, green, blue;
+
+  SF_HOST_DEVICE SF_INLINE ChromaTerms(const YuvColour& colour, Int u, Int v)
+      : red(yuv_product<Int>(colour.red_v, v - 128)),
+        green(yuv_product<Int>(colour.green_u, u - 128) + yuv_product<Int>(colour.green_v, v - 128)),
+        blue(yuv_product<Int>(colour.blue_u, u - 128)) {}
+};
+
+template <typename Int>
+SF_HOST_DEVICE SF_INLINE Int luma_term(const YuvColour& colour, Int luma) {
+  return yuv_product<Int>(colour.luma, luma - colour.black);
+}
+
+template <typename Int>
+SF_HOST_DEVICE SF_INLINE Int clamped_to_byte(Int value) {
+  return value < 0 ? 0 : value > 255 ? 255 : value;
+}
 
 // Which Slow frame is frame t of the Fast pathway, or -1: the inverse of slow_frame_indices in
 // slowfast_ops/temporal_gather/api.py. uint32_t does for up to 65535 frames.
