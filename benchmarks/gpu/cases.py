@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slowfast_ops import (
     LateralConvConcat,
+    YUVFrames,
     gather_frames,
     lateral_conv_concat,
     roi_align_3d,
@@ -216,22 +217,37 @@ def roi_per_frame(features: tuple, tubelets: int, dtype: torch.dtype, fmt: str) 
 
 
 def gather(clips: int, frames: tuple, picked: int, size: tuple, crop: int, dtype: torch.dtype, fmt: str) -> Iterator:
+    """From RGB frames, and from YUV 4:2:0 planes."""
     alpha, mean, std = 4, 0.45, 0.225
     window = ((size[0] - crop) // 2, (size[1] - crop) // 2, crop, crop)
-    source = (clips, picked, round(crop * frames[1] / size[0]), round(crop * frames[2] / size[1]), 3)
+    read = [round(crop * side / resized) for side, resized in zip(frames[1:], size, strict=True)]  # of a frame
     outputs = [(clips, 3, t, crop, crop) for t in (picked, picked // alpha)]
+    half = [(side + 1) // 2 for side in frames[1:]]
 
-    def make(generator: torch.Generator) -> tuple:
-        shape = (clips, *frames, 3)
-        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device=generator.device)
-        return pixels, torch.linspace(0, frames[0] - 1, picked, device=generator.device).long()
+    def make(generator: torch.Generator, *shapes: tuple) -> tuple:
+        pixels = [
+            torch.randint(
+                0, 256, (clips, frames[0], *shape), dtype=torch.uint8, generator=generator, device=generator.device
+            )
+            for shape in shapes
+        ]
+        return *pixels, torch.linspace(0, frames[0] - 1, picked, device=generator.device).long()
 
     def ours(pixels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         options = {"resize": size, "crop": window, "flip": True, "dtype": dtype, "memory_format": FORMATS[fmt]}
         return gather_frames(pixels, indices=indices, alpha=alpha, **options)  # type: ignore[arg-type]
 
+    def ours_of_yuv(luma: Tensor, chroma: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return ours(YUVFrames(luma, chroma), indices)  # type: ignore[arg-type]
+
     def eager(pixels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        x = (pixels.index_select(1, indices).float() / 255 - mean) / std
+        return pipeline(pixels.index_select(1, indices))
+
+    def eager_of_yuv(luma: Tensor, chroma: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return pipeline(YUVFrames(luma.index_select(1, indices), chroma.index_select(1, indices)).rgb())
+
+    def pipeline(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        x = (pixels.float() / 255 - mean) / std
         x = F.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
         top, left, height, width = window
         x = x[:, :, top : top + height, left : left + width].flip(-1).unflatten(0, (clips, picked)).transpose(1, 2)
@@ -244,10 +260,22 @@ def gather(clips: int, frames: tuple, picked: int, size: tuple, crop: int, dtype
         dtype,
         fmt,
         "forward",
-        make,
+        lambda generator: make(generator, (*frames[1:], 3)),
         ours,
         eager,
-        bytes=size_in_bytes(torch.uint8, source) + size_in_bytes(dtype, *outputs),
+        bytes=size_in_bytes(torch.uint8, (clips, picked, *read, 3)) + size_in_bytes(dtype, *outputs),
+    )
+    planes = [(clips, picked, *read), (clips, picked, 2, *((side + 1) // 2 for side in read))]
+    yield Case(
+        "gather_frames",
+        f"YUV 4:2:0, {clips} x {list(frames)} to {picked} x {crop} x {crop}",
+        dtype,
+        fmt,
+        "forward",
+        lambda generator: make(generator, frames[1:], (2, *half)),
+        ours_of_yuv,
+        eager_of_yuv,
+        bytes=size_in_bytes(torch.uint8, *planes) + size_in_bytes(dtype, *outputs),
     )
 
 

@@ -50,7 +50,7 @@ def compiled_for_the_cpu():
 
 @pytest.fixture(autouse=True)
 def large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes its time for each step of a gather_frames program, however few lines of a frame it makes."""
+    """The interpreter takes its time for each step of a gather_frames program, however few lines of it there are."""
     if HAS_TRITON and not HAS_CUDA:
         from slowfast_ops.gather_frames import triton
 
