@@ -154,6 +154,8 @@ def read_label_map(path: str | PathLike[str]) -> dict[int, str]:
             raise InputError(f"{path}:{line}: class id {class_id[1][:30]}: expected at most {MAX_CLASSES}")
         if int(class_id[1]) in classes:
             raise InputError(f"{path}:{line}: class id {class_id[1]} is listed twice")
+        if name[2] in classes.values():
+            raise InputError(f"{path}:{line}: the class {name[2]!r} is listed twice")
         classes[int(class_id[1])] = name[2]
     if not classes:
         raise InputError(f'{path}: no classes found; expected pbtxt items such as item {{ name: "stand" id: 12 }}')
