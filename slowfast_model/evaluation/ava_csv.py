@@ -168,7 +168,8 @@ def _read_bytes(path: str | PathLike[str]) -> bytes:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
 
 def find_malformed_rows(path: str | PathLike[str], *, scored: bool) -> list[str]:

@@ -335,6 +335,20 @@ FILES = {
 }
 
 
+@ava
+def test_validation_boxes_without_ground_truth(root: Path, sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "annotations" / "ava_val_predicted_boxes.csv").write_text("v10,1,0.1,0.2,0.5,0.8,,0.9\n")
+    rewrite(root / "annotations" / "ava_val_v2.2.csv", "v10,1,0.1,0.2,0.5,0.8,7,0\n")
+    refuses(root, sources, capsys, "ava_val_v2.2.csv: no box has a class of ava_action_list_v2.2.pbtxt")
+
+
+@ava
+def test_line_ends_of_every_kind(root: Path, sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (root / "annotations").iterdir():
+        rewrite(path, path.read_bytes().replace(b"\n", b"\r\n" if "train" in path.name else b"\r"))
+    assert run("doctor", root, sources, capsys)[0] == 0
+
+
 @both
 @pytest.mark.parametrize("content", [None, b"", b"\n \n\n", bytes(range(256)) * 9, "directory"], ids=repr)
 def test_annotation_files_that_are_none(
