@@ -326,6 +326,9 @@ class AvaDataModule(ClipDataModule):
             raise InputError(
                 f"{self.files['val'].label_map}: class ids must be 1 or more, got {self.evaluated_classes[0]}"
             )
+        files = self.files["val"]
+        if not np.isin(self.groundtruth("val").labels, self.evaluated_classes).any():
+            raise InputError(f"{files.groundtruth}: no box has a class of {files.label_map.name}: nothing to evaluate")
         self.class_names = {k: names.get(k, f"class {k}") for k in range(1, self.num_classes + 1)}
         crop_size = self.model_config.crop_size
         key_frames = {split: self._key_frames(tables[split], split) for split in tables}

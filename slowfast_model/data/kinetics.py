@@ -223,9 +223,18 @@ class KineticsDataModule(ClipDataModule):
                 return {}
             path = paths[0]
         try:
-            return dict(enumerate(path.read_text(encoding="utf-8").splitlines()))
+            names = [name.strip() for name in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file in UTF-8'}") from None
+        if not names:
+            raise InputError(f"{path}: the file is empty: expected the name of a class in each line")
+        line_of: dict[str, int] = {"": 0}
+        for number, name in enumerate(names, start=1):
+            if name in line_of:
+                what = f"the class {name!r} is in line {line_of[name]} already" if name else "the name is empty"
+                raise InputError(f"{path}:{number}: {what}")
+            line_of[name] = number
+        return dict(enumerate(names))
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.val_data)

@@ -203,7 +203,7 @@ def _row(number: int, line: str, path: Path) -> tuple[str, int]:
         name, label = match[1] or match[2], match[3]
     elif match := _LABEL_LAST.fullmatch(line):
         name, label = match[1], match[2]
-    else:
+    if not match or not name.strip('"'):
         raise InputError(f"{path}:{number}: expected 'path label' with a label of 0 or more, got {line[:80]!r}")
     return name, _label(label, number, path)
 

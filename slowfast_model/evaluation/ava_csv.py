@@ -154,6 +154,8 @@ def read_label_map(path: str | PathLike[str]) -> dict[int, str]:
             raise InputError(f"{path}:{line}: class id {class_id[1][:30]}: expected at most {MAX_CLASSES}")
         if int(class_id[1]) in classes:
             raise InputError(f"{path}:{line}: class id {class_id[1]} is listed twice")
+        if name[2] in classes.values():
+            raise InputError(f"{path}:{line}: the class {name[2]!r} is listed twice")
         classes[int(class_id[1])] = name[2]
     if not classes:
         raise InputError(f'{path}: no classes found; expected pbtxt items such as item {{ name: "stand" id: 12 }}')
@@ -166,7 +168,8 @@ def _read_bytes(path: str | PathLike[str]) -> bytes:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
 
 def find_malformed_rows(path: str | PathLike[str], *, scored: bool) -> list[str]:

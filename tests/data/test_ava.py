@@ -230,6 +230,24 @@ def test_a_crop_shows_at_least_one_box(root: Path) -> None:
         assert (target.rois[0, 2:] - target.rois[0, :2] >= 1).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "inverse"),
+    [
+        ({}, True), ({"protocol": "paper"}, False), ({"short_side_jitter": "uniform"}, False),
+        ({"protocol": "paper", "short_side_jitter": "inverse"}, True),
+    ],
+)  # fmt: skip
+def test_the_short_side_or_its_inverse_is_uniform(root: Path, options: dict[str, str], inverse: bool) -> None:
+    data = module(root, short_side=(32, 200), flip_probability=0.0, **options).train_data
+    sides = [min(data.load(0, np.random.default_rng(seed))[1].resize) for seed in range(60)]
+    expected = []
+    for seed in range(60):
+        uniform = np.random.default_rng(seed).uniform(*((1 / 200, 1 / 32) if inverse else (32, 200)))
+        expected.append(round(1 / uniform if inverse else uniform))
+    # Where a crop shows no box, another is drawn: of most seeds the first one stands.
+    assert np.mean(np.array(sides) == expected) > 0.8
+
+
 def test_validation_shows_the_whole_frame(root: Path) -> None:
     batches = list(module(root).val_dataloader())
     assert [batch["keys"] for batch in batches] == [[("c", 1.0), ("c", 2.0)], [("a", 3.0)]]

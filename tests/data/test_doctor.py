@@ -133,6 +133,12 @@ def test_annotations_are_checked_against_videos_boxes_and_classes(ava: Path) -> 
     assert example(report, "timestamps") == "('b', 7.0)"
     assert example(report, "key frames") == "('b', 0.0)"
     with (ava / "annotations" / "ava_train_v2.2.csv").open("a") as file:
+        file.write("d,1,0.1,0.1,0.5,0.9,1,0\n")
+    (ava / "annotations" / "ava_action_list_v2.2.pbtxt").write_text(f'{ACTIONS}item {{ name: "sit" id: 9 }}')
+    report = run(ava, "--data.max_bad_share", "0.9")
+    assert example(report, "duplicates") == "d"
+    assert example(report, "classes") == "9 sit"  # in val
+    with (ava / "annotations" / "ava_train_v2.2.csv").open("a") as file:
         file.write("b,1,10,20,30,40,1,0\n")
     report = run(ava)
     assert not report["healthy"]
