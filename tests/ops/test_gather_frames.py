@@ -178,9 +178,9 @@ CASES: dict[str, tuple[list, list, dict]] = {
     ),
     "taller than one block": ([(1, 70, 6, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (150, 7)}),
     "more rows than threads stage at once": (
-        [(1, 30, 44, 3)],
+        [(1, 30, 100, 3)],
         ["dense"],
-        {"indices": [[0]], "alpha": 1, "resize": (33, 48)},
+        {"indices": [[0]], "alpha": 1, "resize": (33, 104)},
     ),
     "rows shrunk, columns enlarged": (
         [(2, 50, 11, 3)],

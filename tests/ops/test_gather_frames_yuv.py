@@ -75,6 +75,8 @@ CASES: dict[str, tuple[list[tuple], dict]] = {
         [((1, 30, 42), "dense")],
         {"indices": [0], "alpha": 1, "resize": (33, 45), "crop": (1, 3, 32, 40)},
     ),
+    "rows in several batches": ([((1, 30, 100), "NV12")], {"indices": [0], "alpha": 1, "resize": (33, 104)}),
+    "gaps in luma": ([((1, 4, 30), "every other pixel")], {"indices": [0], "alpha": 1, "crop": (1, 5, 3, 25)}),
     "wider than one block": ([((1, 2, 500), "NV12")], {"indices": [0], "alpha": 1, "resize": (2, 700), "flip": True}),
     "taller than one block": ([((1, 40, 6), "dense")], {"indices": [0], "alpha": 1, "resize": (70, 7)}),
     "shrunk": ([((1, 30, 90), "dense")], {"indices": [0], "alpha": 1, "resize": (11, 31), "crop": (2, 1, 9, 30)}),
