@@ -177,6 +177,11 @@ CASES: dict[str, tuple[list, list, dict]] = {
         {"indices": [[0]], "alpha": 1, "resize": (2, 700), "flip": True},
     ),
     "taller than one block": ([(1, 70, 6, 3)], ["dense"], {"indices": [[0]], "alpha": 1, "resize": (150, 7)}),
+    "more rows than threads stage at once": (
+        [(1, 30, 100, 3)],
+        ["dense"],
+        {"indices": [[0]], "alpha": 1, "resize": (33, 104)},
+    ),
     "rows shrunk, columns enlarged": (
         [(2, 50, 11, 3)],
         ["padded rows"],
@@ -222,6 +227,23 @@ class TestOnEveryTarget:
         normalisation = {"mean": (0.4, 0.45, 0.5), "std": (0.2, 0.225, 0.25)}
         options = {"memory_format": memory_format, **normalisation, **CASES[case][2]}
         assert_right(clips_of(case, target.device), target, **options)
+
+    def test_where_float32_misses_the_first_pixel(self, target: Target) -> None:
+        """Columns at which a quotient in float32 is a pixel too large (PyTorch's own are not exact there)."""
+        frames, source, resized = random_frames(1, 1, 16004, 3), 16004, 16007
+        with use_backend(target.backend):
+            _, fast = gather_frames(
+                frames.to(target.device),
+                indices=[0],
+                alpha=1,
+                resize=(1, resized),
+                crop=(0, 5330, 1, 12),
+                **IN_GREY_LEVELS,
+            )
+        places = source * (2 * torch.arange(5330, 5342) + 1) - resized
+        first, rest = places // (2 * resized), (places % (2 * resized))[:, None].double() / (2 * resized)
+        expected = frames[0, 0, first] * (1 - rest) + frames[0, 0, first + 1] * rest
+        torch.testing.assert_close(fast[:, 0, 0].T.cpu().double(), expected, atol=3e-4, rtol=0)
 
     def test_indices_outside_are_clamped_on_a_gpu(self, target: Target) -> None:
         """And an error on the CPU; called without api.py, which checks what is on the CPU."""

@@ -19,7 +19,7 @@ from tests.ops.property_testing import given, settings, st
 from tests.ops.test_gather_frames import FLOAT_DTYPES, MEMORY_FORMATS, float64_reference, random_frames
 
 COLOURS = [(matrix, full_range) for matrix in MATRICES for full_range in (False, True)]
-LAYOUTS = ("dense", "NV12", "odd strides", "every other pixel")
+LAYOUTS = ("dense", "NV12", "odd strides", "every other pixel", "gaps in chroma")
 
 
 def yuv_frames(t: int, h: int, w: int, layout: str = "dense", colour: int = 0) -> YUVFrames:
@@ -34,6 +34,10 @@ def yuv_frames(t: int, h: int, w: int, layout: str = "dense", colour: int = 0) -
     elif layout == "every other pixel":
         luma = luma.new_zeros(2 * t, h, 2 * w)[::2, :, ::2].copy_(luma)
         chroma = chroma.new_zeros(t, 2, chroma.shape[2], 3 * chroma.shape[3])[..., ::3].copy_(chroma)
+    elif layout == "gaps in chroma":  # as far between two pixels as in NV12, but with U and V apart
+        chroma = chroma.new_zeros(t, 2, chroma.shape[2], 4 * ((chroma.shape[3] + 1) // 2))[..., ::2][
+            ..., : chroma.shape[3]
+        ].copy_(chroma)
     return YUVFrames(luma, chroma, *COLOURS[colour % len(COLOURS)])
 
 
@@ -64,9 +68,15 @@ CASES: dict[str, tuple[list[tuple], dict]] = {
         {"indices": [0, 1], "alpha": 2, "resize": (12, 45), "crop": (1, 2, 10, 43), "flip": True},
     ),
     "words of luma, bytes": (
-        [((2, 9, 43), "odd strides")],
+        [((2, 9, 43), "odd strides"), ((2, 9, 43), "gaps in chroma")],
         {"indices": [0, 1], "alpha": 2, "resize": (7, 50), "crop": (0, 9, 7, 41)},
     ),
+    "more rows than threads stage at once": (  # and just as much shared memory as they need
+        [((1, 30, 42), "dense")],
+        {"indices": [0], "alpha": 1, "resize": (33, 45), "crop": (1, 3, 32, 40)},
+    ),
+    "rows in several batches": ([((1, 30, 100), "NV12")], {"indices": [0], "alpha": 1, "resize": (33, 104)}),
+    "gaps in luma": ([((1, 4, 30), "every other pixel")], {"indices": [0], "alpha": 1, "crop": (1, 5, 3, 25)}),
     "wider than one block": ([((1, 2, 500), "NV12")], {"indices": [0], "alpha": 1, "resize": (2, 700), "flip": True}),
     "taller than one block": ([((1, 40, 6), "dense")], {"indices": [0], "alpha": 1, "resize": (70, 7)}),
     "shrunk": ([((1, 30, 90), "dense")], {"indices": [0], "alpha": 1, "resize": (11, 31), "crop": (2, 1, 9, 30)}),
@@ -78,6 +88,14 @@ CASES: dict[str, tuple[list[tuple], dict]] = {
     "antialias, words of luma": (
         [((1, 13, 60), "dense"), ((1, 13, 60), "NV12"), ((1, 13, 61), "odd strides")],
         {"indices": [0], "alpha": 1, "resize": (5, 24), "crop": (1, 5, 4, 18), "antialias": True},
+    ),
+    "antialias, as much shared memory as is needed": (
+        [((1, 20, 21), "dense")],
+        {"indices": [0], "alpha": 1, "resize": (8, 16), "crop": (0, 3, 8, 12), "antialias": True},
+    ),
+    "antialias, the row's end": (
+        [((1, 20, 9), "dense")],
+        {"indices": [0], "alpha": 1, "resize": (8, 4), "antialias": True},
     ),
     "more clips than one launch takes": (
         [((2, 2, 3), "dense")] * 33,
