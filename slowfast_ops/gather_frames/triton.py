@@ -281,6 +281,11 @@ def _table(
     return to_device(torch.tensor(rows, dtype=torch.int64), clips[0].device)
 
 
+def _lines_at_a_time(antialias: bool, yuv: bool) -> int:
+    """For a filter over YUV pixels fewer, since its registers would spill."""
+    return LINES // 2 if antialias and yuv else LINES
+
+
 def forward(
     clips: Sequence[Tensor],
     chroma: Sequence[Tensor],
@@ -301,10 +306,10 @@ def forward(
     if fast.numel() == 0:
         return slow, fast
     n, _, frames, height, width = fast.shape
-    channels_last = memory_format == torch.channels_last_3d
+    channels_last, at_a_time = memory_format == torch.channels_last_3d, _lines_at_a_time(antialias, bool(chroma))
     lines, length = (height, 3 * width) if channels_last else (3 * height, width)
     sides = [side for clip, window in zip(clips, windows_of(geometry), strict=True) for side in (*clip.shape, *window)]
-    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, STEPS[antialias] * LINES) * frames, n](
+    forward_kernel[triton.cdiv(length, BLOCK) * triton.cdiv(lines, STEPS[antialias] * at_a_time) * frames, n](
         _table(clips, chroma, colour, geometry, flip, mean, std),
         indices,
         fast,
@@ -323,7 +328,7 @@ def forward(
         NARROW=max(sides) <= NARROW_SIDE,
         DOUBLE=dtype == torch.float64,
         STEPS=STEPS[antialias],
-        LINES=LINES,
+        LINES=at_a_time,
         BLOCK=BLOCK,
     )
     return slow, fast
@@ -345,7 +350,7 @@ def compile_configurations() -> Iterator[tuple[Any, dict, dict, dict]]:
                 "NARROW": True,
                 "DOUBLE": False,
                 "STEPS": STEPS[antialias],
-                "LINES": LINES,
+                "LINES": _lines_at_a_time(antialias, yuv),
                 "BLOCK": BLOCK,
             }
             yield forward_kernel, {**types, **sizes, **strides}, constants, {}
