@@ -289,7 +289,10 @@ class AvaDataModule(ClipDataModule):
     in pixels of the input; ``labels``, float32 [R, num_classes], multi-hot, column k being class k + 1, zeros for
     predicted boxes without a label; ``boxes``, float32 [R, 4], fractions of the full frame; ``keys``, (video id,
     timestamp) of each clip; ``views``, int64 [N]; ``bad_videos``, (path, reason) of those that were replaced in
-    training, or are missing from a validation batch. A validation batch may lack all its clips: N and R are 0 then.
+    training, or are missing from a validation batch.
+
+    Validation and testing give lists of such batches, as clips of videos of several sizes make several of them: one for
+    each size. A batch may lack all its clips there: N and R are 0 then.
 
     Attributes (after ``setup``):
         num_classes: outputs of the model.
@@ -400,9 +403,7 @@ class AvaDataModule(ClipDataModule):
         return self._evaluation_loader(self.test_data)
 
     def _evaluation_loader(self, data: AvaDataset) -> DataLoader:
-        # The clips of a batch are of one video and one view: of one size.
-        groups = np.concatenate([data.key_frames.videos + view * len(data) for view in range(len(data.views or []))])
-        return evaluation_loader(data, groups, self.config.batch_size, self.config.num_workers, data.collate)
+        return evaluation_loader(data, self.config.batch_size, self.config.num_workers, data.collate)
 
     def key_frame(self, video_id: str, timestamp: float) -> Frames:
         """The picture at a timestamp of the annotations, uint8 RGB [H, W, 3].

@@ -204,12 +204,12 @@ def make_pathways(
     return [slow, fast][-model.num_pathways :]
 
 
-def require_clips(batch: dict[str, Any], training: bool) -> None:
+def require_clips(batch: dict[str, Any]) -> None:
     """Stops a training whose videos fail one after the other.
 
     Raises:
         InputError: a training batch came out without any clip.
     """
-    if training and not len(batch["pathways"][0]):
+    if not len(batch["pathways"][0]):
         path, reason = batch["bad_videos"][-1]
         raise InputError(f"no video can be read: {len(batch['bad_videos'])} tried in a row, the last {path}: {reason}")

@@ -170,8 +170,10 @@ class KineticsDataModule(ClipDataModule):
 
     A batch is a dict: ``pathways``, float32 [N, 3, T, h, w] each; ``labels``, int64 [N]; ``indices``, int64 [N], the
     video's row in its list (blank lines not counted); ``views``, int64 [N]; ``bad_videos``, (path, reason) of those
-    that were replaced in training, or are missing from a validation or test batch. Such a batch may lack all its clips:
-    N is 0 then.
+    that were replaced in training, or are missing from a validation or test batch.
+
+    Validation and testing give lists of such batches (of one, as all crops have one size). A batch may lack all its
+    clips there: N is 0 then.
 
     Attributes (after ``setup``):
         num_classes: outputs of the model.
@@ -243,8 +245,7 @@ class KineticsDataModule(ClipDataModule):
         return self._evaluation_loader(self.test_data)
 
     def _evaluation_loader(self, data: KineticsDataset) -> DataLoader:
-        one_group = np.zeros(len(data), np.int64)  # all crops have one size
-        return evaluation_loader(data, one_group, self.config.batch_size, self.config.num_workers, data.collate)
+        return evaluation_loader(data, self.config.batch_size, self.config.num_workers, data.collate)
 
     def describe(self) -> str:
         """One line on what there is."""

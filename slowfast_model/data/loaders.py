@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch.distributed
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from slowfast_model.data.clips import ClipDataset, DataConfig, require_clips
+from slowfast_model.data.clips import ClipDataset, DataConfig, Sample, require_clips
 from slowfast_model.models import ModelConfig
 
 
@@ -49,25 +49,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, index) for index in share.tolist()])
 
 
-class GroupedBatches(Sampler[list[int]]):
-    """Batches in order, none of which crosses from one group of samples to the next: its clips have one size.
+class EvaluationBatches(Sampler[list[int]]):
+    """All samples in order, in batches. Every process takes every n-th batch, and so each sample is taken just once."""
 
-    Every process takes every n-th batch, each batch just once.
-    """
-
-    def __init__(self, groups: Sequence[Any] | np.ndarray, batch_size: int) -> None:
-        """
-        Args:
-            groups: the group of every sample, in order.
-            batch_size: the largest number of samples in a batch.
-        """
-        values = np.asarray(groups)
-        changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-        bounds = [0, *changes.tolist(), len(values)]
+    def __init__(self, num_samples: int, batch_size: int) -> None:
         self.batches = [
-            list(range(start, min(start + batch_size, stop)))
-            for first, stop in pairwise(bounds)
-            for start in range(first, stop, batch_size)
+            list(range(start, min(start + batch_size, num_samples))) for start in range(0, num_samples, batch_size)
         ]
 
     def __len__(self) -> int:
@@ -119,15 +106,26 @@ class TrainLoader(DataLoader):
 
 
 def evaluation_loader(
-    dataset: ClipDataset, groups: Sequence[Any] | np.ndarray, batch_size: int, num_workers: int, collate: Callable
+    dataset: ClipDataset, batch_size: int, num_workers: int, collate: Callable[[list], dict]
 ) -> DataLoader:
-    """All samples once and in order, in batches of one group each (see `GroupedBatches`)."""
+    """All samples once and in order. A batch is a list of what ``collate`` makes: one for each size of its clips."""
     return DataLoader(
         dataset,
-        batch_sampler=GroupedBatches(groups, batch_size),
-        collate_fn=collate,
+        batch_sampler=EvaluationBatches(len(dataset), batch_size),
+        collate_fn=partial(_collate_by_size, collate=collate),
         **_worker_options(num_workers),
     )
+
+
+def _collate_by_size(samples: list[Sample], collate: Callable[[list], dict]) -> list[dict]:
+    """The clips of one size together, in their order. Samples without a clip are with the first."""
+    missing = [sample for sample in samples if sample.clip is None]
+    by_size: dict[tuple[int, int], list[Sample]] = {}
+    for sample in samples:
+        if sample.clip is not None:
+            by_size.setdefault(sample.clip[1].output, []).append(sample)
+    first, *others = by_size.values() or [[]]
+    return [collate(group) for group in (first + missing, *others)]
 
 
 def _worker_options(num_workers: int) -> dict[str, Any]:
@@ -161,6 +159,7 @@ class ClipDataModule(LightningDataModule):
         config = self.config
         return TrainLoader(self.train_data, config.batch_size, config.num_workers, config.seed, self.train_data.collate)
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        require_clips(batch, training=bool(self.trainer and self.trainer.training))
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer and self.trainer.training:
+            require_clips(batch)
         return batch

@@ -291,9 +291,10 @@ class BadVideosFile(pl.Callback):
         self.add(batch)
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *indices: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batches: Any, *indices: Any
     ) -> None:
-        self.add(batch)
+        for batch in batches:
+            self.add(batch)
 
     on_test_batch_end = on_validation_batch_end
 

@@ -107,8 +107,16 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
         self.result = self.compute_result(self.scores)
         self._result_step = self.trainer.global_step
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+    def add_scores(self, batch: dict[str, Any]) -> None:
+        """Scores the clips of a batch, which may have none: none of its videos could be read."""
+        raise NotImplementedError
+
+    def validation_step(self, batches: list[dict[str, Any]], batch_idx: int) -> None:
+        for batch in batches:
+            self.add_scores(batch)
+
+    def test_step(self, batches: list[dict[str, Any]], batch_idx: int) -> None:
+        self.validation_step(batches, batch_idx)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
@@ -126,7 +134,8 @@ class VideoModule(pl.LightningModule, Generic[Scores, Result]):
 class ClassificationModule(VideoModule[MultiViewScores, KineticsResult]):
     """Softmax cross-entropy on clips; accuracy per view and per video.
 
-    Batches are dicts: "pathways" (list of [N, 3, T, H, W]), "labels" [N], and for evaluation "indices" and "views" [N].
+    Batches are dicts: "pathways" (list of [N, 3, T, H, W]), "labels" [N], and for evaluation, which takes lists of
+    batches, "indices" and "views" [N].
 
     Args:
         pool_size: see `VideoNetwork.predict`.
@@ -151,8 +160,8 @@ class ClassificationModule(VideoModule[MultiViewScores, KineticsResult]):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         return F.cross_entropy(self.model(self.clips(batch)), batch["labels"])
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        if not len(batch["labels"]):  # none of the batch's videos could be read
+    def add_scores(self, batch: dict[str, Any]) -> None:
+        if not len(batch["labels"]):
             return
         probabilities = self.model.predict(self.clips(batch), pool_size=self.pool_size).float().cpu().numpy()
         self.scores.add(batch["indices"].tolist(), batch["views"].tolist(), probabilities, batch["labels"].tolist())
@@ -162,8 +171,9 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
     """Sigmoid cross-entropy on boxes, a mean over boxes and classes; AVA frame-mAP.
 
     The loss takes logits, so it is safe in half precision. Batches are dicts: "pathways" (list of [N, 3, T, H, W]),
-    "rois" [R, 5] in input pixels, "labels" [R, K] multi-hot (column k is class id k + 1), and for evaluation "boxes"
-    [R, 4] as fractions of the full frame, "keys", the N (video id, timestamp) of the key frames, and "views" [N].
+    "rois" [R, 5] in input pixels, "labels" [R, K] multi-hot (column k is class id k + 1), and for evaluation, which
+    takes lists of batches, "boxes" [R, 4] as fractions of the full frame, "keys", the N (video id, timestamp) of the key
+    frames, and "views" [N].
 
     Args:
         evaluate: frame-mAP of a table of detections, against the ground truth of the split that is evaluated.
@@ -199,8 +209,8 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
             return logits.sum()
         return F.binary_cross_entropy_with_logits(logits, batch["labels"])
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        if not batch["keys"]:  # none of the batch's videos could be read
+    def add_scores(self, batch: dict[str, Any]) -> None:
+        if not batch["keys"]:
             return
         probabilities = self.model.predict(self.clips(batch), batch["rois"]).float().cpu().numpy()
         clip_indices = batch["rois"][:, 0].long().cpu().numpy()

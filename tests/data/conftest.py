@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from slowfast_ops import YUVFrames
 
@@ -98,3 +100,8 @@ def cut_off(path: Path, share: float) -> Path:
 def numbered_video(tmp_path: Path) -> Callable[..., Path]:
     """Writes a video into the test's folder: ``numbered_video("name.mp4", ...)``."""
     return lambda name="video.mp4", *args, **options: write_numbered_video(tmp_path / name, *args, **options)
+
+
+def parts_of(loader: DataLoader) -> list[dict[str, Any]]:
+    """The batches of a validation or test loader, whatever lists they come in."""
+    return [batch for batches in loader for batch in batches]

@@ -18,7 +18,7 @@ from slowfast_model.data.video import VideoError
 from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava_csv import LabelledBoxes, read_groundtruth, read_predicted_boxes
 from slowfast_model.models import get_preset
-from tests.data.conftest import HEIGHT, WIDTH, number_of, numbers_of, write_numbered_video
+from tests.data.conftest import HEIGHT, WIDTH, number_of, numbers_of, parts_of, write_numbered_video
 
 MODEL = replace(get_preset("slowfast_tiny"), num_frames=8, sampling_rate=2, alpha=4, crop_size=32)
 ACTIONS = 'item {\n  name: "stand"\n  id: 1\n}\nitem {\n  name: "walk"\n  label_id: 3\n}\n'
@@ -249,7 +249,7 @@ def test_the_short_side_or_its_inverse_is_uniform(root: Path, options: dict[str,
 
 
 def test_validation_shows_the_whole_frame(root: Path) -> None:
-    batches = list(module(root).val_dataloader())
+    batches = parts_of(module(root).val_dataloader())
     assert [batch["keys"] for batch in batches] == [[("c", 1.0), ("c", 2.0)], [("a", 3.0)]]
     size = (37, int(37 * WIDTH / HEIGHT))  # short side 8/7 of the crop
     for batch in batches:
@@ -259,9 +259,26 @@ def test_validation_shows_the_whole_frame(root: Path) -> None:
     assert batches[0]["labels"].tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
+def test_a_batch_holds_clips_of_different_sizes(root: Path) -> None:
+    write_numbered_video(root / "videos" / "b.mkv", 120, height=40, width=52)
+    rows = [f"{video},{second},0.1,0.2,0.5,0.8,1,0" for second in (1, 2) for video in "bc"]
+    write_annotations(root, val="\n".join(rows) + "\n")
+    (batches,) = module(root, batch_size=4).val_dataloader()
+    assert [len(batch["keys"]) for batch in batches] == [2, 2]
+    assert len({batch["pathways"][0].shape for batch in batches}) == 2
+    alone = {batch["keys"][0]: batch for batch in parts_of(module(root, batch_size=1).val_dataloader())}
+    assert len(alone) == 4
+    for batch in batches:
+        for n, key in enumerate(batch["keys"]):
+            for ours, expected in zip(batch["pathways"], alone[key]["pathways"], strict=True):
+                assert torch.equal(ours[n], expected[0])
+            assert torch.equal(batch["rois"][n, 1:], alone[key]["rois"][0, 1:])
+            assert batch["rois"][n, 0] == n
+
+
 def test_testing_takes_every_scale_and_its_mirror_image(root: Path) -> None:
     data = module(root, test_scales=(32, 48), test_flip=True)
-    batches = list(data.test_dataloader())
+    batches = parts_of(data.test_dataloader())
     views = [(view, key) for batch in batches for view, key in zip(batch["views"].tolist(), batch["keys"], strict=True)]
     assert sorted(views) == [(view, key) for view in range(4) for key in [("a", 3.0), ("c", 1.0), ("c", 2.0)]]
     for batch in batches:
@@ -285,9 +302,9 @@ def test_validation_takes_predicted_boxes_and_leaves_out_excluded_key_frames(roo
         **{"ava_val_predicted_boxes.csv": predicted, "ava_val_excluded_timestamps_v2.2.csv": "c,0002\n"},
     )
     data = module(root, batch_size=4)
-    batches = list(data.val_dataloader())
-    assert [batch["keys"] for batch in batches] == [[("c", 1.0)], [("b", 1.0)]]
-    torch.testing.assert_close(batches[0]["boxes"], torch.tensor([[0.1, 0.2, 0.5, 0.7]]))
+    batches = parts_of(data.val_dataloader())
+    assert [batch["keys"] for batch in batches] == [[("c", 1.0), ("b", 1.0)]]
+    torch.testing.assert_close(batches[0]["boxes"], torch.tensor([[0.1, 0.2, 0.5, 0.7], [0.2, 0.2, 0.5, 0.5]]))
     assert (batches[0]["labels"] == 0).all()
     assert data.excluded("val") == {("c", 2.0)}
     assert len(data.groundtruth("val")) == 3
@@ -319,19 +336,22 @@ def test_a_bad_video_is_replaced_in_training_and_missing_in_validation(root: Pat
     assert torch.equal(again.clip[0].luma, first.clip[0].luma)
     assert torch.equal(again.clip[0].chroma, first.clip[0].chroma)
 
-    batches = list(data.val_dataloader())
+    batches = parts_of(data.val_dataloader())
     assert [batch["keys"] for batch in batches] == [[("c", 1.0), ("c", 2.0)], []]
     empty = batches[1]
     assert empty["bad_videos"] == [(str(root / "videos" / "a.mp4"), "the file is empty")]
     assert [len(pathway) for pathway in empty["pathways"]] == [0, 0]
     assert empty["rois"].shape == (0, 5)
     assert empty["labels"].shape == (0, 3)
+    (batch,) = parts_of(module(root, batch_size=3).val_dataloader())
+    assert batch["keys"] == [("c", 1.0), ("c", 2.0)]
+    assert batch["bad_videos"] == empty["bad_videos"]
 
 
 def test_key_frames_outside_the_video_and_missing_videos_are_bad_videos(root: Path) -> None:
     write_annotations(root, val="c,1,0.1,0.2,0.5,0.8,1,0\nc,50,0.1,0.2,0.5,0.8,1,0\ngone,1,0.1,0.2,0.5,0.8,1,0\n")
     data = module(root)
-    bad = [bad for batch in data.val_dataloader() for bad in batch["bad_videos"]]
+    bad = [bad for batch in parts_of(data.val_dataloader()) for bad in batch["bad_videos"]]
     assert bad == [
         (str(root / "videos" / "c.mp4"), "the key frame at 50 s lies outside the video of 4.00 s"),
         (str(root / "videos" / "gone"), NO_VIDEO),
@@ -431,7 +451,7 @@ def test_real_clips_give_batches(shared_data: Path) -> None:
         "AVA format, train 2 videos, 33 key frames, 40 boxes; val 3 videos, 24 key frames, 27 boxes (predicted boxes); "
         "80 classes, 60 of them evaluated"
     )
-    batches = [next(iter(data.train_dataloader())), *data.val_dataloader()]
+    batches = [next(iter(data.train_dataloader())), *parts_of(data.val_dataloader())]
     assert sum(len(batch["keys"]) for batch in batches[1:]) == 24
     for batch in batches:
         assert batch["bad_videos"] == []

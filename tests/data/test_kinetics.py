@@ -14,7 +14,7 @@ import torch
 from slowfast_model.data.kinetics import KineticsDataConfig, KineticsDataModule
 from slowfast_model.errors import InputError
 from slowfast_model.models import get_preset
-from tests.data.conftest import numbers_of, write_numbered_video
+from tests.data.conftest import numbers_of, parts_of, write_numbered_video
 
 MODEL = replace(get_preset("slowfast_tiny"), num_frames=8, sampling_rate=2, alpha=4, crop_size=32)
 
@@ -103,7 +103,7 @@ def test_validation_takes_the_middle_clip_and_the_centre_crop(root: Path) -> Non
 
 def test_test_views_are_all_clips_times_all_crops(root: Path) -> None:
     data = module(root, temporal_views=4, spatial_views=3, batch_size=5)
-    batches = list(data.test_dataloader())
+    batches = parts_of(data.test_dataloader())
     assert [len(batch["labels"]) for batch in batches] == [5, 5, 5, 5, 4]
     assert torch.cat([batch["indices"] for batch in batches]).tolist() == [0] * 12 + [1] * 12
     assert torch.cat([batch["views"] for batch in batches]).tolist() == list(range(12)) * 2
@@ -142,7 +142,7 @@ def test_a_bad_video_is_replaced_in_training_and_missing_in_validation(root: Pat
     sample = data.train_data[3, 0]
     assert sample.target.row in (1, 2)
     assert set(sample.bad_videos) == {bad}
-    (batch,) = data.val_dataloader()
+    (batch,) = parts_of(data.val_dataloader())
     assert batch["indices"].tolist() == [1]
     assert batch["bad_videos"] == [bad]
     assert len(batch["pathways"][0]) == 1
@@ -150,7 +150,7 @@ def test_a_bad_video_is_replaced_in_training_and_missing_in_validation(root: Pat
 
 def test_a_video_that_is_not_there_is_a_bad_video(root: Path) -> None:
     (root / "val.csv").write_text("gone.mp4 0\nvideos/a.mp4 1\n")
-    (batch,) = module(root).val_dataloader()
+    (batch,) = parts_of(module(root).val_dataloader())
     assert batch["bad_videos"] == [(str(root / "videos" / "gone.mp4"), "no such file")]
 
 
@@ -184,7 +184,7 @@ def test_real_clips_give_batches(shared_data: Path) -> None:
     data = module(shared_data / "kinetics_mini", batch_size=7, label_map="../kinetics/label_map_k400.txt")
     assert data.num_classes == 400
     assert data.class_names[296] == "shooting basketball"
-    batches = [*data.train_dataloader(), *data.val_dataloader()]
+    batches = [*data.train_dataloader(), *parts_of(data.val_dataloader())]
     assert [len(batch["labels"]) for batch in batches] == [7, 3]
     assert sorted(batches[0]["indices"].tolist()) == list(range(7))
     for batch in batches:

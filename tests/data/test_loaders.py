@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from slowfast_model.data.clips import ClipDataset, Sample
-from slowfast_model.data.loaders import EpochSampler, GroupedBatches, TrainLoader
+from slowfast_model.data.loaders import EpochSampler, EvaluationBatches, TrainLoader
 from slowfast_model.data.sampling import ClipGeometry
 from slowfast_ops import YUVFrames
 
@@ -76,17 +76,16 @@ def test_processes_share_an_epoch_in_equal_parts(monkeypatch: pytest.MonkeyPatch
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_batches_do_not_cross_groups_and_processes_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = [0, 0, 0, 0, 0, 1, 2, 2, 0]
-    assert list(GroupedBatches(groups, 3)) == [[0, 1, 2], [3, 4], [5], [6, 7], [8]]
-    assert list(GroupedBatches([], 3)) == []
+def test_processes_share_the_evaluation_and_each_sample_is_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(EvaluationBatches(8, 3)) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert list(EvaluationBatches(0, 3)) == []
     shares = []
     for rank in range(2):
         monkeypatch.setattr("slowfast_model.data.loaders._rank_and_world_size", lambda rank=rank: (rank, 2))
-        batches = GroupedBatches(groups, 3)
+        batches = EvaluationBatches(8, 3)
         shares += list(batches)
         assert len(list(batches)) == len(batches)
-    assert sorted(index for batch in shares for index in batch) == list(range(9))
+    assert sorted(index for batch in shares for index in batch) == list(range(8))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -163,7 +163,7 @@ def test_test_crops_are_scored_as_the_protocol_says(protocol: str) -> None:
     module = TASKS["kinetics"].module(model, description, data)
     batch = {"pathways": pathways, "labels": torch.zeros(2), "indices": torch.arange(2), "views": torch.zeros(2)}
     with torch.no_grad():
-        module.validation_step(batch, 0)
+        module.validation_step([batch], 0)
         maps = [x.mean(2) for x in model.features(pathways)]  # [N, C, 3, 3]; the training crop's are 2 x 2
     windows = [(y, x) for y in (0, 1) for x in (0, 1)] if protocol == "pyslowfast" else [(0, 0)]
     side = 2 if protocol == "pyslowfast" else 3

@@ -74,9 +74,11 @@ def test_detection_scores_boxes_of_key_frames_once() -> None:
     module = detection_module().eval()
     batch = detection_batch()
     with torch.no_grad():
-        module.validation_step(batch, 0)
-        module.validation_step({**batch, "boxes": batch["boxes"] * 0}, 1)  # padding repeats both key frames
-        module.validation_step({**batch, "pathways": [torch.zeros(0, 3, 4, 32, 32)], "keys": []}, 2)  # nothing readable
+        module.validation_step([batch], 0)
+        module.validation_step([{**batch, "boxes": batch["boxes"] * 0}], 1)  # padding repeats both key frames
+        module.validation_step(
+            [{**batch, "pathways": [torch.zeros(0, 3, 4, 32, 32)], "keys": []}], 2
+        )  # nothing readable
         probabilities = module.model.predict(batch["pathways"], batch["rois"])
     table = module.scores.to_table([1, 2])
     assert table.keys == [("v", 1.0), ("w", 2.0)]
@@ -99,8 +101,8 @@ def test_classification_loss_and_scores() -> None:
     with torch.no_grad():
         logits = model(batch["pathways"])
         torch.testing.assert_close(module.training_step(batch, 0), F.cross_entropy(logits, batch["labels"]))
-        module.validation_step(batch, 0)
-        module.validation_step({key: value[:0] for key, value in batch.items()}, 1)  # nothing readable
+        module.validation_step([batch], 0)
+        module.validation_step([{key: value[:0] for key, value in batch.items()}], 1)  # nothing readable
     assert module.scores.compute().num_videos == 2
     assert module.scores.video_scores()[5] == pytest.approx(logits.softmax(1)[0].tolist(), rel=1e-5)
 
