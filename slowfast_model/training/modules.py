@@ -172,8 +172,8 @@ class DetectionModule(VideoModule[ScoredBoxes, AvaResult]):
 
     The loss takes logits, so it is safe in half precision. Batches are dicts: "pathways" (list of [N, 3, T, H, W]),
     "rois" [R, 5] in input pixels, "labels" [R, K] multi-hot (column k is class id k + 1), and for evaluation, which
-    takes lists of batches, "boxes" [R, 4] as fractions of the full frame, "keys", the N (video id, timestamp) of the key
-    frames, and "views" [N].
+    takes lists of batches, "boxes" [R, 4] as fractions of the full frame, "keys", the N (video id, timestamp) of the
+    key frames, and "views" [N].
 
     Args:
         evaluate: frame-mAP of a table of detections, against the ground truth of the split that is evaluated.
