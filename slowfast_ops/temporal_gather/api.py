@@ -78,9 +78,8 @@ def temporal_gather(x: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
     if indices.dim() == 2 and indices.shape[0] != x.shape[0]:
         raise ValueError(f"indices has {indices.shape[0]} rows for the {x.shape[0]} clips of x")
     indices = to_device(indices, x.device)
-    if x.device.type == "cpu":
-        _check_range(indices, x.shape[2])
-    backend = BACKENDS.select(x, _shape_class(x, indices))
+    values = _checked_values(indices, x.shape[2]) if x.device.type == "cpu" else None
+    backend = BACKENDS.select(x, _shape_class(x, indices, values))
     if backend == "reference":
         return reference.temporal_gather(x, indices if x.device.type == "cpu" else indices.clamp(0, x.shape[2] - 1))
     if indices.dim() == 1:
@@ -90,20 +89,22 @@ def temporal_gather(x: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
     return ops.temporal_gather(x, indices)
 
 
-def _shape_class(x: Tensor, indices: Tensor) -> str:
+def _shape_class(x: Tensor, indices: Tensor, values: list[int] | None) -> str:
     """Of preferences.py. The op sums 16-bit gradients wider than torch does, and stays one node for a compiler."""
-    plain = indices.dim() == 1 and x.is_contiguous() and not torch.compiler.is_compiling()
-    return "contiguous" if plain and (x.element_size() > 2 or not x.requires_grad) else "any"
+    if values is None or indices.dim() != 1 or not x.is_contiguous():
+        return "any"
+    sums = x.requires_grad and len(set(values)) < len(values)  # gradients of a frame that is picked twice
+    return "any" if sums and x.element_size() == 2 else "contiguous"
 
 
-def _check_range(indices: Tensor, frames: int) -> None:
-    """Skipped while a compiler traces (the values are not known then); the kernel checks them again as it runs."""
-    if torch.compiler.is_compiling() or indices.numel() == 0:
-        return
+def _checked_values(indices: Tensor, frames: int) -> list[int] | None:
+    """The indices, on the CPU; None while a compiler traces: they are not known then, and the kernel checks them."""
+    if torch.compiler.is_compiling():
+        return None
     values = indices.flatten().tolist()  # for so few, much faster than tensor operations
-    low, high = min(values), max(values)
-    if low < 0 or high >= frames:
-        raise ValueError(f"indices must lie in [0, {frames}), got values from {low} to {high}")
+    if values and not (min(values) >= 0 and max(values) < frames):
+        raise ValueError(f"indices must lie in [0, {frames}), got values from {min(values)} to {max(values)}")
+    return values
 
 
 class TemporalGather(nn.Module):

@@ -105,9 +105,10 @@ def test_contiguous_cpu_tensors_take_index_select():
     with recorder:
         y = temporal_gather(x, indices)
         temporal_gather(x.clone().requires_grad_(), indices)
+        temporal_gather(x.bfloat16().requires_grad_(), indices[:2])
         assert not recorder.calls
         temporal_gather(x.contiguous(memory_format=torch.channels_last_3d), indices)
-        temporal_gather(x.bfloat16().requires_grad_(), indices)  # whose gradient the op sums in float32
+        temporal_gather(x.bfloat16().requires_grad_(), indices)  # whose gradients of frame 3 the op sums in float32
         temporal_gather(x, indices.expand(2, 3))
         with use_backend("cpu"):
             temporal_gather(x, indices)
