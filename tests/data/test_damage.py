@@ -167,6 +167,11 @@ def test_a_training_without_a_readable_video_ends_with_a_message(
     assert run("train", root, sources, capsys)[0] == 2
 
 
+def insert_second_row(path: Path, row: str) -> None:
+    first, *others = path.read_text().splitlines()
+    rewrite(path, "\n".join([first, row, *others]))
+
+
 def refuses(root: Path, sources: Path, capsys: pytest.CaptureFixture[str], expected: str) -> None:
     """`train` says what is wrong in a line that holds the text, and the doctor finds it, too."""
     status, _, errors = run("train", root, sources, capsys)
@@ -209,9 +214,7 @@ AVA_ROWS = {
 def test_rows_of_ava_that_cannot_be_meant(
     root: Path, sources: Path, capsys: pytest.CaptureFixture[str], row: str
 ) -> None:
-    path = root / "annotations" / "ava_train_v2.2.csv"
-    first, *others = path.read_text().splitlines()
-    rewrite(path, "\n".join([first, row, *others]))
+    insert_second_row(root / "annotations" / "ava_train_v2.2.csv", row)
     refuses(root, sources, capsys, AVA_ROWS[row])
 
 
@@ -286,8 +289,7 @@ LIST_ROWS = {
 def test_rows_of_lists_that_cannot_be_meant(
     root: Path, sources: Path, capsys: pytest.CaptureFixture[str], row: str
 ) -> None:
-    first, *others = (root / "train.csv").read_text().splitlines()
-    rewrite(root / "train.csv", "\n".join([first, row, *others]))
+    insert_second_row(root / "train.csv", row)
     refuses(root, sources, capsys, LIST_ROWS[row])
 
 

@@ -49,25 +49,11 @@ def compiled_for_the_cpu():
     return cuda_on_cpu.load(sanitize=os.environ.get("SLOWFAST_SANITIZE") == "1")
 
 
-@pytest.fixture(autouse=True)
-def large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes its time for each step of a gather_frames program, however few lines of it there are."""
-    if HAS_TRITON and not HAS_CUDA:
-        from slowfast_ops.gather_frames import triton
-
-        monkeypatch.setattr(triton, "LINES", 16)
-        monkeypatch.setitem(triton.STEPS, False, 2)
-
-
 @pytest.fixture
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """The Target; for CUDA_ON_CPU, with the CPU kernels of every op replaced by the CUDA ones."""
     if request.param is op_tester.TRITON_INTERPRETER:
-        from triton.runtime.interpreter import interpreter_builder
-
-        # A fifth of its time goes into looking for overflows of int32, of which samples so small have none.
-        quick = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
-        monkeypatch.setattr(interpreter_builder, "options", quick)
+        _spare_the_interpreter(monkeypatch)
     if request.param is not op_tester.CUDA_ON_CPU:
         yield request.param
         return
@@ -79,3 +65,16 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
         overrides.impl(name, kernel, "CPU", allow_override=True)
     yield request.param
     overrides._destroy()
+
+
+def _spare_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.interpreter import interpreter_builder
+
+    from slowfast_ops.gather_frames import triton
+
+    # A fifth of its time goes into looking for overflows of int32, of which samples so small have none.
+    quick = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+    monkeypatch.setattr(interpreter_builder, "options", quick)
+    # It takes its time for each step of a gather_frames program, however few lines of it there are.
+    monkeypatch.setattr(triton, "LINES", 16)
+    monkeypatch.setitem(triton.STEPS, False, 2)
