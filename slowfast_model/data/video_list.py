@@ -28,12 +28,16 @@ LABEL_COLUMNS = ("label", "label_id", "class", "class_id", "class_index", "categ
 # A quoted path, or one that ends in an extension; then the label; what follows is not ours. (The first alternative only
 # saves time: most paths contain no separator.)
 _EXTENSION = r"\.(?:[A-Za-z]\w{1,3}|3gp)"
-_PATH_FIRST = re.compile(rf'(?:"([^"]+)"|([^ ,\t"]+{_EXTENSION}|.+?{_EXTENSION}))[ ,\t]+(\d+)(?:[ ,\t].*)?')
+_PATH_FIRST = re.compile(rf'(?:"([^"]+)"|([^ ,\t"]+{_EXTENSION}|.+?{_EXTENSION}))[ ,\t]+([0-9]+)(?:[ ,\t].*)?')
 # A path that may end in anything: the label is the last word.
-_LABEL_LAST = re.compile(r"(.+?)[ ,\t]+(\d+)")
-# A line that has but one of the separators: there is no doubt what is what.
-_PLAIN_ROW = re.compile(rb'^([^\x00-\x20,"]+)[ ,\t]([0-9]{1,5})$', flags=re.MULTILINE)
+_LABEL_LAST = re.compile(r"(.+?)[ ,\t]+([0-9]+)")
+
+# To read a block of lines at once. Where nothing follows a label, it is the last word of its line in any case.
 _BLOCK_BYTES = 1 << 20
+_LABEL_AMID = re.compile(rb"\.[A-Za-z3][^ ,\t\n]+[ ,\t]+[0-9]+[ ,\t]")
+_IS_SEPARATOR = np.isin(np.arange(256), list(b" ,\t"))
+_IS_PLAIN = np.isin(np.arange(256), [*b"\t\n", *range(0x20, 0x100)]) & (np.arange(256) != ord('"'))
+_CAN_BEGIN = ~_IS_SEPARATOR & (np.arange(256) < 0x80)  # of the others, some are Unicode's spaces
 
 
 class VideoList:
@@ -162,16 +166,38 @@ def _parts(data: bytes, path: Path) -> Iterator[_Part]:
     while position < len(data):
         stop = data.index(b"\n", min(position + _BLOCK_BYTES, len(data) - 1)) + 1
         block, position = data[position:stop], stop
-        rows = _PLAIN_ROW.findall(block)
-        count = block.count(b"\n")
-        if len(rows) == count:
-            names = [name for name, _ in rows]
-            lengths = np.fromiter(map(len, names), np.int64, count)
-            labels = np.fromiter((int(label) for _, label in rows), np.int64, count)
-            yield _Part(b"".join(names), lengths, labels)
-        else:
-            yield _Part.of((os.fsencode(name), label) for name, label in _rows(_lines(block), path, number))
-        number += count
+        part = _plain_part(block)
+        yield part or _Part.of((os.fsencode(name), label) for name, label in _rows(_lines(block), path, number))
+        number += block.count(b"\n")
+
+
+def _plain_part(block: bytes) -> _Part | None:
+    """The rows of some lines, if each is a path, separators and a label, and there is no doubt which is which."""
+    text = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(text == ord("\n"))
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])
+    separators = np.flatnonzero(_IS_SEPARATOR[text])
+    if not (_IS_PLAIN[text].all() and _CAN_BEGIN[text[starts]].all()) or not len(separators):
+        return None
+    # The last separator of each line; of one without any, in another line, with a line end among the "digits".
+    stops = separators[np.searchsorted(separators, ends) - 1]
+    digits = ends - stops - 1
+    if not ((digits > 0) & (digits <= len(str(MAX_CLASSES - 1)))).all():
+        return None
+    labels = np.zeros(len(ends), np.int64)
+    for k in range(int(digits.max())):
+        digit = text[np.minimum(stops + 1 + k, ends)].astype(np.int64) - ord("0")
+        is_there = k < digits
+        if (is_there & ((digit < 0) | (digit > 9))).any():
+            return None
+        labels = np.where(is_there, 10 * labels + digit, labels)
+    if _LABEL_AMID.search(block):
+        return None
+    while (more := _IS_SEPARATOR[text[stops - 1]]).any():
+        stops = stops - more
+    borders = np.zeros(len(text), np.int8)
+    borders[starts], borders[stops] = 1, -1
+    return _Part(text[np.cumsum(borders, dtype=np.int8).view(bool)].tobytes(), stops - starts, labels)
 
 
 def _raise(error: InputError) -> None:

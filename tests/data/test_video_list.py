@@ -6,10 +6,10 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slowfast_model.data.video_list import VideoList, _row
+from slowfast_model.data.video_list import VideoList, _lines, _Part, _plain_part, _row, _rows
 from slowfast_model.errors import InputError
 
 
@@ -103,6 +103,34 @@ def test_any_quoted_path_is_read_back(name: str, label: int, separator: str) -> 
 )
 def test_any_path_with_one_extension_is_read_back(name: str, label: int, separator: str) -> None:
     assert _row(1, f"{name}{separator}{label}", Path("list.csv")) == (name, label)
+
+
+PIECES = [
+    "a", "b c", ".mp4", ".3gp", ".5", ".é", " 7", ", 12", "\t0100000", "  ", ",", "٥", " 1:", " ٥", '"', "\xa0", "\x1c",
+]  # fmt: skip
+LINES = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+
+
+@settings(max_examples=600)
+@given(st.lists(st.one_of(LINES.map("x{}.mp4 3".format), LINES.map("{} 4".format), LINES), min_size=1, max_size=2))
+def test_a_block_of_lines_is_read_as_its_lines_are(lines: list[str]) -> None:
+    block = "".join(f"{line}\n" for line in lines).encode()
+    part = _plain_part(block)
+    if part is not None:
+        rows = _rows(_lines(block), Path("list.csv"), first_number=2)
+        expected = _Part.of((name.encode(), label) for name, label in rows)
+        assert part.names == expected.names
+        assert part.lengths.tolist() == expected.lengths.tolist()
+        assert part.labels.tolist() == expected.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    "line", ["a.mp4 1", "/data/riding a bike/v_1.5.mp4, 12", "a,b\t99999", "frames/naïve 0007", "x/3 b.mp4 \t 7"]
+)
+def test_what_ordinary_lists_hold_is_read_in_blocks(line: str) -> None:
+    part = _plain_part(f"{line}\n".encode())
+    assert part is not None
+    assert (part.names.decode(), part.labels[0]) == _row(1, line, Path("list.csv"))
 
 
 def test_a_large_list_takes_little_memory(tmp_path: Path) -> None:
