@@ -4,6 +4,10 @@ Beside our data set, the same clips are loaded by the steps that PySlowFast's Py
 convert all of it to RGB, then transform in float32. "decode-only" is what it takes just to decode every frame from the
 key frame to the end of the clip.
 
+Decoding starts at a key frame. libx264 puts them at cuts and, by default, at most 250 frames apart; these videos have
+no cuts, so that most of a video is decoded up to the clip. The same ones are loaded with key frames 60 frames apart,
+too.
+
 `python benchmarks/bench_clip_loading.py IMPLEMENTATION` prints by how many bytes memory grows at most while clips are
 loaded in this process (Linux).
 """
@@ -37,6 +41,7 @@ from slowfast_model.models import get_preset
 MODEL = get_preset("slowfast_r50_8x8")  # 32 frames of 64, alpha 4, crop 224
 FPS, SECONDS, HEIGHT, WIDTH = 30, 10, 256, 340  # of the copies of Kinetics that most people train on
 NUM_VIDEOS, CLIPS_PER_ROUND = 4, 20
+X264_KEY_FRAMES = 250  # frames from one to the next at most, by default
 GREY_LEVEL = 1 / 255 / 0.225  # in the network's input
 Clip = tuple[Tensor, Tensor]
 
@@ -113,9 +118,11 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     return path
 
 
-def kinetics_video(seed: int) -> Path:
+def kinetics_video(seed: int, key_frames: int) -> Path:
+    """With a key frame at least every ``key_frames`` frames."""
+    options = {"x264-params": f"keyint={key_frames}"}
     return made_once(
-        f"kinetics-1-{seed}.mp4", lambda path: encode(path, seed, HEIGHT, WIDTH, SECONDS * FPS, options={})
+        f"kinetics-2-{key_frames}-{seed}.mp4", lambda path: encode(path, seed, HEIGHT, WIDTH, SECONDS * FPS, options)
     )
 
 
@@ -126,25 +133,23 @@ def hour_long_video(container: str) -> Path:
     return made_once(f"hour-1.{container}", lambda path: repeat(minute, path, 60))
 
 
-# The implementations. Each takes a clip's number and gives what goes to the training process: the batch of one clip.
+# The implementations. Each gives what goes to the training process for clip number ``clip``: the batch of one clip.
 
 
 @cache
-def dataset() -> KineticsDataset:
-    paths = [kinetics_video(seed) for seed in range(NUM_VIDEOS)]
+def dataset(key_frames: int) -> KineticsDataset:
+    paths = [kinetics_video(seed, key_frames) for seed in range(NUM_VIDEOS)]
     videos = VideoList([(str(path), 0) for path in paths], paths[0].parent)
     return KineticsDataset(videos, KineticsDataConfig(root=str(paths[0].parent)), MODEL, views=None)
 
 
-def ours(clip: int) -> Clip:
-    data = dataset()
+def ours(data: KineticsDataset, clip: int) -> Clip:
     slow, fast = data.collate([data[divmod(clip, NUM_VIDEOS)]])["pathways"]
     return slow, fast
 
 
-def pyslowfast_steps(clip: int) -> Clip:
+def pyslowfast_steps(data: KineticsDataset, clip: int) -> Clip:
     """PySlowFast's steps in their order, on the frames and crops that our data set draws for this clip."""
-    data = dataset()
     epoch, row = divmod(clip, NUM_VIDEOS)
     rng = np.random.default_rng([data.seed, epoch, row])
     length = clip_length(MODEL.num_frames, MODEL.sampling_rate, FPS)
@@ -152,7 +157,7 @@ def pyslowfast_steps(clip: int) -> Clip:
     geometry = random_geometry((HEIGHT, WIDTH), MODEL.crop_size, data.config.train_short_side(MODEL.crop_size), rng)
 
     first, last = int(start), int(start + length - 1)
-    frames = torch.as_tensor(np.stack([_to_rgb(frame) for frame in decoded_span(kinetics_video(row), first, last)]))
+    frames = torch.as_tensor(np.stack([_to_rgb(frame) for frame in decoded_span(data.locate(row), first, last)]))
     indices = clip_frame_indices(start, length, MODEL.num_frames, SECONDS * FPS) - first
     x = torch.index_select(frames, 0, indices)
     x = x.float() / 255
@@ -191,15 +196,14 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return frame.to_ndarray(format="rgb24", **threads)
 
 
-def decode_only(clip: int) -> None:
-    data = dataset()
+def decode_only(data: KineticsDataset, clip: int) -> None:
     epoch, row = divmod(clip, NUM_VIDEOS)
     length = clip_length(MODEL.num_frames, MODEL.sampling_rate, FPS)
     start = random_clip_start(SECONDS * FPS, length, np.random.default_rng([data.seed, epoch, row]).random())
-    decoded_span(kinetics_video(row), int(start), int(start + length - 1))
+    decoded_span(data.locate(row), int(start), int(start + length - 1))
 
 
-IMPLEMENTATIONS: dict[str, Callable[[int], object]] = {
+IMPLEMENTATIONS: dict[str, Callable[[KineticsDataset, int], object]] = {
     "ours": ours,
     "pyslowfast": pyslowfast_steps,
     "decode-only": decode_only,
@@ -218,19 +222,22 @@ def one_thread() -> Iterator[None]:
 # One thread's processor time: what else the machine does counts for little.
 @pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("key_frames", [X264_KEY_FRAMES, 60])
 @pytest.mark.usefixtures("one_thread")
-def test_clip_loading(benchmark, name: str) -> None:
-    for ours_, theirs in zip(ours(1), pyslowfast_steps(1), strict=True):
+def test_clip_loading(benchmark, key_frames: int, name: str) -> None:
+    data = dataset(key_frames)
+    for ours_, theirs in zip(ours(data, 1), pyslowfast_steps(data, 1), strict=True):
         torch.testing.assert_close(ours_, theirs, atol=2 * GREY_LEVEL, rtol=0)
     implementation = IMPLEMENTATIONS[name]
 
     def load() -> None:
         for clip in range(CLIPS_PER_ROUND):
-            implementation(clip)
+            implementation(data, clip)
 
-    benchmark.group = f"loading {CLIPS_PER_ROUND} clips, 32 of 64 frames of {WIDTH} x {HEIGHT}, crop 224; 1 thread"
-    benchmark.extra_info["kbit/s"] = kinetics_video(0).stat().st_size * 8 // SECONDS // 1000
-    if platform.system() == "Linux":
+    what = f"{CLIPS_PER_ROUND} clips, 32 of 64 frames of {WIDTH} x {HEIGHT}, crop 224"
+    benchmark.group = f"loading {what}; key frames up to {key_frames} frames apart; 1 thread"
+    benchmark.extra_info["kbit/s"] = data.locate(0).stat().st_size * 8 // SECONDS // 1000
+    if platform.system() == "Linux" and key_frames == X264_KEY_FRAMES:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         command = [sys.executable, __file__, name]
         measured = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -265,14 +272,15 @@ def test_seeking(benchmark, container: str, place: str) -> None:
     benchmark.pedantic(read, rounds=9, warmup_rounds=1)
 
 
-def peak_growth(load: Callable[[int], object]) -> int:
+def peak_growth(load: Callable[[KineticsDataset, int], object]) -> int:
     """Bytes by which this process' resident memory grows at most while clips are loaded one after the other."""
     torch.set_num_threads(1)
-    decoded_span(kinetics_video(0), 0, 0)  # what opening any video takes is no part of it
+    data = dataset(X264_KEY_FRAMES)
+    decoded_span(data.locate(0), 0, 0)  # what opening any video takes is no part of it
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     for clip in range(CLIPS_PER_ROUND):
-        load(clip)
+        load(data, clip)
     return _status("VmHWM") - before
 
 
