@@ -50,7 +50,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class EvaluationBatches(Sampler[list[int]]):
-    """All samples in order, in batches. Every process takes every n-th batch, and so each sample is taken just once."""
+    """All samples in order, in batches. Every process takes every n-th batch, and so each sample is taken just once.
+
+    A process for which no batch is left takes one without samples: Lightning wants one from every process.
+    """
 
     def __init__(self, num_samples: int, batch_size: int) -> None:
         self.batches = [
@@ -58,12 +61,14 @@ class EvaluationBatches(Sampler[list[int]]):
         ]
 
     def __len__(self) -> int:
-        rank, world_size = _rank_and_world_size()
-        return len(self.batches[rank::world_size])
+        return len(self._share())
 
     def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._share())
+
+    def _share(self) -> list[list[int]]:
         rank, world_size = _rank_and_world_size()
-        return iter(self.batches[rank::world_size])
+        return self.batches[rank::world_size] or [[]]
 
 
 class TrainLoader(DataLoader):

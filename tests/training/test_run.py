@@ -242,13 +242,15 @@ def test_wrong_input_is_one_line_and_status_2(
     assert not any(tmp_path.iterdir())
 
 
-def test_two_processes_share_the_work(kinetics_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2])  # with 2, no validation batch is left for the second process
+def test_two_processes_share_the_work(kinetics_root: Path, tmp_path: Path, batch_size: int) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "slowfast_model.train", "--dataset", "kinetics", "--data-root", str(kinetics_root)]
-    command += [*FAST, "--batch-size", "1", "--devices", "2", "--max-epochs", "1", "--output-dir", str(run)]
+    command += [*FAST, "--batch-size", str(batch_size), "--devices", "2", "--max-epochs", "1"]
+    command += ["--output-dir", str(run)]
     subprocess.run(command, env=process_environment(1), check=True, capture_output=True, timeout=240)
     figures = json.loads((run / "metrics.json").read_text())
-    assert (figures["num_videos"], figures["num_views"], figures["step"]) == (2, 2, 2)
+    assert (figures["num_videos"], figures["num_views"], figures["step"]) == (2, 2, 2 // batch_size)
 
 
 def test_too_many_bad_videos_stop_the_run(kinetics_root: Path, tmp_path: Path) -> None:
