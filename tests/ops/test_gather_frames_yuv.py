@@ -14,7 +14,7 @@ from torch import Tensor
 from slowfast_ops import GatherFrames, YUVFrames, gather_frames, use_backend
 from slowfast_ops.gather_frames import native, ops
 from slowfast_ops.gather_frames.yuv import MATRICES
-from tests.ops.op_tester import TRITON_INTERPRETER, Target
+from tests.ops.op_tester import TRITON_INTERPRETER, Target, fills_gpu_memory, skip_below_gpu_memory
 from tests.ops.property_testing import given, settings, st
 from tests.ops.test_gather_frames import FLOAT_DTYPES, MEMORY_FORMATS, float64_reference, random_frames
 
@@ -164,6 +164,26 @@ class TestOnEveryTarget:
                 of_rgb = gather_frames([clip.rgb() for clip in clips], dtype=dtype, **options)
             for ours, theirs in zip(results, of_rgb, strict=True):
                 assert torch.equal(ours, theirs)
+
+    @fills_gpu_memory
+    def test_offsets_beyond_31_bits(self, target: Target) -> None:
+        """Of frames, and of V behind U, with nothing between them that is touched."""
+        if target.device == "cuda":
+            skip_below_gpu_memory(4)
+        clip, far = yuv_frames(2, 4, 6).to(torch.device(target.device)), 2**31
+        memory = torch.empty(far + 128, dtype=torch.uint8, device=target.device)
+        luma = memory.as_strided(clip.luma.shape, (far, 6, 1)).copy_(clip.luma)
+        frames_apart = memory[32:].as_strided(clip.chroma.shape, (far, 6, 3, 1)).copy_(clip.chroma)
+        planes_apart = memory[64:].as_strided(clip.chroma.shape, (6, far, 3, 1)).copy_(clip.chroma)
+        for antialias in (False, True):
+            options = {"indices": [1], "alpha": 1, "resize": (4, 5), "antialias": antialias}
+            with use_backend(target.backend):
+                expected, *results = [
+                    gather_frames(frames, **options)[1]
+                    for frames in (clip, YUVFrames(luma, frames_apart), YUVFrames(luma, planes_apart))
+                ]
+            for result in results:
+                assert torch.equal(result, expected)
 
 
 @st.composite
