@@ -52,7 +52,7 @@ else
 fi
 wait
 
-limit=$((370 - SECONDS > 60 ? 370 - SECONDS : 60))
+limit=$((400 - SECONDS > 60 ? 400 - SECONDS : 60))
 outcomes=()
 while read -r line; do outcomes+=(--outcome "$line"); done <"$scratch/outcomes"
 status=0

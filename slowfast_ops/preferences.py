@@ -56,9 +56,13 @@ def _is_on(device_type: str, device: str) -> bool:
     return _device_name().startswith(device)
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks when it traces, and cannot trace the question itself
 def _device_name() -> str:
     return _cached_device_name()
+
+
+# torch.compile asks when it traces, and cannot trace the question itself. This is all that
+# torch.compiler.assume_constant_result sets; but it imports all that torch.compile needs, for everyone.
+_device_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache

@@ -216,7 +216,16 @@ def roi_per_frame(features: tuple, tubelets: int, dtype: torch.dtype, fmt: str) 
         )
 
 
-def gather(clips: int, frames: tuple, picked: int, size: tuple, crop: int, dtype: torch.dtype, fmt: str) -> Iterator:
+def gather(
+    clips: int,
+    frames: tuple,
+    picked: int,
+    size: tuple,
+    crop: int,
+    dtype: torch.dtype,
+    fmt: str,
+    antialias: bool = False,
+) -> Iterator:
     """From RGB frames, and from YUV 4:2:0 planes."""
     alpha, mean, std = 4, 0.45, 0.225
     window = ((size[0] - crop) // 2, (size[1] - crop) // 2, crop, crop)
@@ -234,7 +243,8 @@ def gather(clips: int, frames: tuple, picked: int, size: tuple, crop: int, dtype
         return *pixels, torch.linspace(0, frames[0] - 1, picked, device=generator.device).long()
 
     def ours(pixels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        options = {"resize": size, "crop": window, "flip": True, "dtype": dtype, "memory_format": FORMATS[fmt]}
+        options = {"resize": size, "crop": window, "flip": True, "antialias": antialias}
+        options |= {"dtype": dtype, "memory_format": FORMATS[fmt]}
         return gather_frames(pixels, indices=indices, alpha=alpha, **options)  # type: ignore[arg-type]
 
     def ours_of_yuv(luma: Tensor, chroma: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,7 +258,8 @@ def gather(clips: int, frames: tuple, picked: int, size: tuple, crop: int, dtype
 
     def pipeline(pixels: Tensor) -> tuple[Tensor, Tensor]:
         x = (pixels.float() / 255 - mean) / std
-        x = F.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
+        x = x.flatten(0, 1).permute(0, 3, 1, 2)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=antialias)
         top, left, height, width = window
         x = x[:, :, top : top + height, left : left + width].flip(-1).unflatten(0, (clips, picked)).transpose(1, 2)
         slow = x.index_select(2, slow_frame_indices(picked, alpha).to(x.device))
@@ -326,7 +337,9 @@ def quick_cases() -> Iterator[Case]:
     """Tiny shapes, for a test of this benchmark and for compute-sanitizer."""
     for dtype, fmt in ((torch.bfloat16, "channels_last_3d"), (torch.float32, "contiguous")):
         yield from lateral("tiny", (2, 16, 2, 5, 6), (2, 8, 8, 5, 6), 4, 5, dtype, fmt)
-        yield from gather(2, (5, 12, 18), 4, (14, 21), 8, dtype, fmt)
+        # So wide that a sanitizer also sees loads of two pixels of chroma at once.
+        for size, crop, antialias in (((14, 23), 8, False), ((6, 10), 6, True)):
+            yield from gather(2, (5, 12, 20), 4, size, crop, dtype, fmt, antialias)
         yield from roi_pool((2, 16, 2, 4, 4), 3, dtype, fmt)
         yield from roi_per_frame((2, 16, 2, 4, 4), 3, dtype, fmt)
         yield from gather_in_time((2, 3, 8, 5, 6), 4, dtype, fmt)
