@@ -21,8 +21,9 @@ Config = TypeVar("Config")
 
 class _Parser(ArgumentParser):
     def format_help(self, *args: Any) -> str:
-        """Shows options the way they are usually typed, with hyphens; underscores work as well."""
-        return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), super().format_help(*args))
+        """Shows options the way they are usually typed, with hyphens (underscores work as well), and types plainly."""
+        text = re.sub(r"<class '(.*?)'>", r"\1", super().format_help(*args))
+        return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), text)
 
 
 def parse_arguments(
@@ -131,9 +132,11 @@ def _members(hint: Any) -> tuple[Any, ...]:
 def _one_line(message: str) -> str:
     """jsonargparse's message, which names the field, without its line breaks and Python's spelling of types."""
     message = re.sub(r"<class '(.*?)'>", r"\1", message).replace("typing.", "").replace("NoneType", "null")
+    message = re.sub(r"Literal\[(.*?)\]", lambda names: names[1].replace(", ", " or "), message)
     message = re.sub(r'Parser key "(.*?)":\s*', r"\1: ", message)
     union = re.search(r"Does not validate against .*?Subtypes: \[(.*?)\]\s.*Given value: ", message, flags=re.DOTALL)
     if union:
-        message = message.replace(union[0], f"expected {union[1].replace(', ', ' or ')}, got ")
+        members = re.split(r", (?![^\[]*\])", union[1])  # at the commas that are not inside of tuple[int, int]
+        message = message.replace(union[0], f"expected {' or '.join(members)}, got ")
     message = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", message)
     return " ".join(message.split())
