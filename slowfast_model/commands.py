@@ -48,7 +48,7 @@ def parse_arguments(
         defaults_from: a yaml file that replaces the dataclass's defaults.
         sections: field -> (dataclass, names to leave out): the field becomes a dict of that dataclass's fields, set
             with ``--field.name value``.
-        positional: a field that is given by its place and not by its name.
+        positional: a field that is given by its place and not by its name; one line of the docstring documents it.
 
     Where the dataclass has a field ``config`` of its own, ``--config`` is that, and no file is read.
 
@@ -61,7 +61,8 @@ def parse_arguments(
     if "config" not in hints:
         parser.add_argument("--config", action="config", help="read fields from this yaml file")
     if positional:
-        parser.add_argument(positional, type=hints[positional])
+        documented = re.search(rf"^ *{positional}: (.+)$", config_class.__doc__ or "", flags=re.MULTILINE)
+        parser.add_argument(positional, type=hints[positional], help=documented and documented[1])
     sections = sections or {}
     parser.add_class_arguments(config_class, skip={*sections, *([positional] if positional else [])})
     for name, (section_class, left_out) in sections.items():
