@@ -21,8 +21,9 @@ Config = TypeVar("Config")
 
 class _Parser(ArgumentParser):
     def format_help(self, *args: Any) -> str:
-        """Shows options the way they are usually typed, with hyphens; underscores work as well."""
-        return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), super().format_help(*args))
+        """Shows options the way they are usually typed, with hyphens (underscores work as well), and types plainly."""
+        text = re.sub(r"<class '(.*?)'>", r"\1", super().format_help(*args))
+        return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), text)
 
 
 def parse_arguments(
@@ -47,7 +48,7 @@ def parse_arguments(
         defaults_from: a yaml file that replaces the dataclass's defaults.
         sections: field -> (dataclass, names to leave out): the field becomes a dict of that dataclass's fields, set
             with ``--field.name value``.
-        positional: a field that is given by its place and not by its name.
+        positional: a field that is given by its place and not by its name; one line of the docstring documents it.
 
     Where the dataclass has a field ``config`` of its own, ``--config`` is that, and no file is read.
 
@@ -60,7 +61,8 @@ def parse_arguments(
     if "config" not in hints:
         parser.add_argument("--config", action="config", help="read fields from this yaml file")
     if positional:
-        parser.add_argument(positional, type=hints[positional])
+        documented = re.search(rf"^ *{positional}: (.+)$", config_class.__doc__ or "", flags=re.MULTILINE)
+        parser.add_argument(positional, type=hints[positional], help=documented and documented[1])
     sections = sections or {}
     parser.add_class_arguments(config_class, skip={*sections, *([positional] if positional else [])})
     for name, (section_class, left_out) in sections.items():
@@ -131,9 +133,11 @@ def _members(hint: Any) -> tuple[Any, ...]:
 def _one_line(message: str) -> str:
     """jsonargparse's message, which names the field, without its line breaks and Python's spelling of types."""
     message = re.sub(r"<class '(.*?)'>", r"\1", message).replace("typing.", "").replace("NoneType", "null")
+    message = re.sub(r"Literal\[(.*?)\]", lambda names: names[1].replace(", ", " or "), message)
     message = re.sub(r'Parser key "(.*?)":\s*', r"\1: ", message)
     union = re.search(r"Does not validate against .*?Subtypes: \[(.*?)\]\s.*Given value: ", message, flags=re.DOTALL)
     if union:
-        message = message.replace(union[0], f"expected {union[1].replace(', ', ' or ')}, got ")
+        members = re.split(r", (?![^\[]*\])", union[1])  # at the commas that are not inside of tuple[int, int]
+        message = message.replace(union[0], f"expected {' or '.join(members)}, got ")
     message = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", message)
     return " ".join(message.split())

@@ -23,6 +23,8 @@ from slowfast_model.models.network import HeadType
 from slowfast_model.models.non_local import Attention
 from slowfast_ops import LateralConvConcat
 
+MAX_CROP_SIZE = 2**14  # 16K; the activations of much larger clips could not be numbered with 64 bits
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -108,8 +110,8 @@ def measure_complexity(
     if num_frames is not None:
         config = replace(config, num_frames=num_frames)
     side = config.crop_size if crop_size is None else crop_size
-    if side < 1:
-        raise InputError(f"crop_size is {side}: expected 1 or more")
+    if not 1 <= side <= MAX_CROP_SIZE:
+        raise InputError(f"crop_size is {side}: expected a number of pixels from 1 to {MAX_CROP_SIZE}")
     if num_boxes < 0:
         raise InputError(f"num_boxes is {num_boxes}: expected 0 or more")
     mode, network, layers = _watched_network(config, num_classes, head)
@@ -183,16 +185,16 @@ def _attention_recorder(name: str, layers: list[LayerCost]) -> Callable[[nn.Modu
 class ComplexityConfig:
     """Options of the command.
 
-    Args:
-        model: preset.
-        table: instead of a model, "paper": every row of the paper's tables, with the paper's and PySlowFast's figures.
-        head: classification or detection.
-        num_classes: outputs of the head; by default Kinetics' 400 for classification and AVA's 80 for detection.
-        crop_size: side of the square clip in pixels; by default the training crop.
-        num_frames: frames of the clip as the sampler takes it; by default the preset's.
-        num_boxes: boxes in the clip (detection).
-        per_stage: also print a line per stage.
-        json: print JSON, stages included.
+    Attributes:
+        model: name of a preset
+        table: instead of a model, "paper": every row of the paper's tables, with the paper's and PySlowFast's figures
+        head: classification or detection
+        num_classes: outputs of the head; by default Kinetics' 400 for classification and AVA's 80 for detection
+        crop_size: side of the square clip in pixels; by default the training crop
+        num_frames: frames of the clip as the sampler takes it; by default the preset's
+        num_boxes: boxes in the clip (detection)
+        per_stage: also print a line per stage
+        json: print JSON, stages included
     """
 
     model: str | None = None

@@ -41,7 +41,7 @@ class ConvertConfig:
     """Fields of a conversion.
 
     Attributes:
-        project: whose weights they are
+        project: whose weights they are; slowfast_model: ours, to be taken to another project
         checkpoint: the weights
         output: the file to write
         config: the network: a PySlowFast YAML file; a PyTorchVideo hub model (slowfast_r50); the name of an mmaction2

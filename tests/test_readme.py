@@ -1,7 +1,8 @@
-"""The README's Python examples run as they stand, and its commands and files exist."""
+"""The README's Python examples run as they stand; its commands, files and options, and those of docs/, exist."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -10,7 +11,13 @@ import pytest
 import torch
 
 from slowfast_model import list_presets
+from slowfast_model.complexity import ComplexityConfig
+from slowfast_model.convert import ConvertConfig
+from slowfast_model.doctor import DoctorConfig
+from slowfast_model.test import TestConfig
+from slowfast_model.training.config import DATA_CONFIGS, TrainConfig
 
+COMMANDS = (TrainConfig, TestConfig, DoctorConfig, ConvertConfig, ComplexityConfig)
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -45,6 +52,18 @@ def test_commands_and_files_exist():
     assert paths
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+def test_options_exist():
+    data = {f"data.{field.name}" for config in DATA_CONFIGS.values() for field in dataclasses.fields(config)}
+    fields = {field.name for config in COMMANDS for field in dataclasses.fields(config)}
+    others = {"help", "print_config", "benchmark_only"}  # jsonargparse's and pytest-benchmark's
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = path.read_text()
+        options = set(re.findall(r"(?<![-\w])--([a-z][\w.-]*)", text))
+        assert options
+        assert {option.replace("-", "_") for option in options} <= fields | data | others, path
+        assert {f"data.{name}" for name in re.findall(r"`data\.(\w+)`", text)} <= data, path
 
 
 def test_ci_finds_the_commands():

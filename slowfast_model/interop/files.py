@@ -29,7 +29,7 @@ from slowfast_model.errors import InputError
 
 _TORCH_STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a torch.save file that is not a zip archive
 _STATE_DICT_FIELDS = ("model_state", "state_dict", "blobs", "model")  # PySlowFast; Lightning, mmengine; Caffe2; others
-_UNPICKLING_ERRORS = (
+UNPICKLING_ERRORS = (  # what reading a file that is damaged, or no weights at all, has been seen to raise
     pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError,
     OverflowError, MemoryError, RecursionError, RuntimeError, OSError, struct.error, SafetensorError,
 )  # fmt: skip
@@ -53,7 +53,7 @@ def read_tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
     try:
         content = _read(path)
         tensors = _tensors_of(content)
-    except _UNPICKLING_ERRORS as error:
+    except UNPICKLING_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a readable weight file ({reason})") from None
     if not tensors:

@@ -90,8 +90,3 @@ def _place(key: str) -> tuple[int, ...]:
         return (9,)  # the head
     stage, pathway, residual, non_local = match.groups()
     return int(stage), int(pathway or 9), int(residual or non_local or 0), bool(non_local), ".branch1" not in key
-
-
-def from_pyslowfast_keys(state: Mapping[str, Value]) -> dict[str, Value]:
-    """A state dict of PySlowFast's under our names."""
-    return {from_pyslowfast_key(key): value for key, value in state.items()}

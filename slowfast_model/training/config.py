@@ -22,6 +22,7 @@ from slowfast_model.training.schedules import Policy, Schedule
 
 CONFIG_NAME = "config.yaml"
 DATA_CONFIGS: dict[str, type[DataConfig]] = {"ava": AvaDataConfig, "kinetics": KineticsDataConfig}
+_MAX_SEED = 2**63 - 1  # torch's generators take 64 bits
 TOP_LEVEL_DATA_FIELDS = {"root", "batch_size", "num_workers", "seed"}  # fields of TrainConfig, not of its data section
 _CHANGEABLE_ON_RESUME = {
     "output_dir", "resume", "max_epochs", "max_steps", "num_workers", "evaluate_every_epochs", "checkpoint_every_steps",
@@ -109,6 +110,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise InputError(f"{name} is {value}: expected {bound} or more")
+        if self.seed > _MAX_SEED:
+            raise InputError(f"seed is {self.seed}: expected at most {_MAX_SEED}")
 
     def data_config(self, root: Path) -> DataConfig:
         """The data set's configuration for a folder."""

@@ -48,6 +48,18 @@ def choose_folder(given: Path | None, name: str, may_hold_run: bool = False) -> 
     return given
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder that a command writes into, and those above it.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output_dir is {folder}, which cannot be made: {error.strerror}") from None
+
+
 def data_root(dataset: str, given: Path | None) -> Path:
     """The folder of the data: the one given, or the built-in sample set's."""
     if given is not None:

@@ -18,7 +18,14 @@ from slowfast_model.training.callbacks import (
     read_metrics,
 )
 from slowfast_model.training.config import CONFIG_NAME, TrainConfig, data_of_weights, resolve
-from slowfast_model.training.environment import choose_folder, data_root, make_trainer, quiet_lightning, write_json
+from slowfast_model.training.environment import (
+    choose_folder,
+    data_root,
+    make_folder,
+    make_trainer,
+    quiet_lightning,
+    write_json,
+)
 from slowfast_model.training.optimizer import build_optimizer
 from slowfast_model.training.precise_bn import PreciseBatchNorm
 from slowfast_model.training.sources import read_initial_weights, resolve_model
@@ -91,7 +98,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         channels_last=config.channels_last,
     )
 
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    make_folder(checkpoints)
     last = checkpoints / "last.ckpt"
     resuming = config.resume and last.exists()
     if trainer.is_global_zero:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slowfast_model.errors import InputError
+from slowfast_model.interop.files import UNPICKLING_ERRORS
 from slowfast_model.models import ModelConfig, VideoNetwork, build_model
 from slowfast_model.models.network import HeadType
 
@@ -67,9 +67,16 @@ class ModelDescription:
 
 
 def save_weights(path: str | PathLike[str], model: nn.Module, description: ModelDescription) -> None:
-    """Writes a safetensors file; its metadata holds the description as JSON."""
+    """Writes a safetensors file; its metadata holds the description as JSON.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, str(path), metadata={"format": "pt", CHECKPOINT_KEY: json.dumps(description.to_dict())})
+    try:
+        save_file(tensors, str(path), metadata={"format": "pt", CHECKPOINT_KEY: json.dumps(description.to_dict())})
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written ({error})") from None
 
 
 def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Tensor], ModelDescription]:
@@ -92,7 +99,7 @@ def read_weights(path: str | PathLike[str]) -> tuple[dict[str, Tensor], ModelDes
             described = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
             tensors = checkpoint.get("state_dict", {}) if described else {}
             tensors = {name.removeprefix(_MODULE_PREFIX): tensor for name, tensor in tensors.items()}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except UNPICKLING_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
     if not described:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from slowfast_ops._arguments import checked_indices, checked_integer, described
 from slowfast_ops._transfer import to_device
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.gather_frames import ops, reference
-from slowfast_ops.gather_frames.yuv import YUVFrames, as_tensor, coefficients, described
+from slowfast_ops.gather_frames.yuv import YUVFrames, as_tensor, coefficients
 from slowfast_ops.temporal_gather.api import check_slow_sampling
 
 BACKENDS = OpBackends("gather_frames", cpu=True, cuda=True, triton=True)
@@ -80,11 +82,11 @@ def gather_frames(
     """
     clips, chroma, colour, single = _clips(frames)
     indices = _indices(indices, clips)
-    if alpha > 0 and indices.shape[1] % alpha:
+    if indices.shape[1] % checked_integer("alpha", alpha, 1):
         raise ValueError(f"indices picks {indices.shape[1]} frames, which alpha={alpha} does not divide")
     check_slow_sampling(indices.shape[1], alpha, slow_sampling)
     geometry, size = _geometry(clips, resize, crop)
-    flips = [bool(f) for f in _per_clip("flip", flip, len(clips), not hasattr(flip, "__len__"))]
+    flips = _flips(flip, len(clips))
     mean, std = _channel_values("mean", mean), _channel_values("std", std)
     if not all(value > 0 for value in std):
         raise ValueError(f"std={std}: every channel's standard deviation must be positive")
@@ -175,18 +177,9 @@ def _check_places(clips: Sequence[Tensor], names: Sequence[str]) -> None:
 
 def _indices(indices: Any, clips: list[Tensor]) -> Tensor:
     """int64 [N, T'], checked against the length of each clip."""
-    if not isinstance(indices, Tensor):
-        try:
-            if any(isinstance(row, Tensor) for row in indices):
-                indices = torch.stack([torch.as_tensor(row) for row in indices])
-            else:
-                indices = torch.as_tensor(indices)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"indices must be integers [T'] or [N, T']: {error}") from None
+    indices = checked_indices(indices)
     if indices.numel() == 0 and len(clips) > 0:
         raise ValueError("indices is empty; the Fast pathway needs at least one frame")
-    if indices.dtype != torch.int64 or indices.dim() not in (1, 2):
-        raise ValueError(f"indices must be int64 [T'] or [N, T'], got {described(indices)}")
     if indices.dim() == 1:
         indices = indices.expand(len(clips), indices.shape[0])
     if indices.shape[0] != len(clips):
@@ -265,10 +258,24 @@ def _geometry(clips: list[Tensor], resize: Any, crop: Any) -> tuple[list[int], l
     return geometry, size or [0, 0]
 
 
+def _flips(flip: Any, count: int) -> list[bool]:
+    if isinstance(flip, Tensor):
+        flip = flip.tolist()
+    values = _per_clip("flip", flip, count, not hasattr(flip, "__len__"))
+    for value in values:
+        if value not in (False, True):
+            raise ValueError(f"flip={flip!r}: expected True or False, or a list with one of them for each clip")
+    return [bool(value) for value in values]
+
+
 def _channel_values(name: str, values: Sequence[float]) -> list[float]:
-    if len(values) != 3:
-        raise ValueError(f"{name}={values!r}: expected three values, one per channel")
-    return [float(v) for v in values]
+    try:
+        numbers = [float(v) for v in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 3 or not all(-math.inf < n < math.inf for n in numbers):  # torch.compile has no math.isfinite
+        raise ValueError(f"{name}={values!r}: expected three numbers, one per channel")
+    return numbers
 
 
 class GatherFrames(nn.Module):

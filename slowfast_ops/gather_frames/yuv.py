@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slowfast_ops._arguments import described
+
 # (Kr, Kb): the shares of red and blue in luma. Of ITU-R BT.601, BT.709 and BT.2020 (non-constant luminance).
 MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A tensor as it is; a NumPy array as a view."""
+    """A strided tensor as it is; a NumPy array as a view."""
     if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise ValueError(f"{name} must be a strided tensor, got {described(value)}")
         return value
     try:
         return torch.from_numpy(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a uint8 tensor or NumPy array: {error}") from None
-
-
-def described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,7 @@ class YUVFrames:
 
     def __post_init__(self) -> None:
         for name in ("luma", "chroma"):
-            if not isinstance(getattr(self, name), Tensor):
-                object.__setattr__(self, name, as_tensor(name, getattr(self, name)))
+            object.__setattr__(self, name, as_tensor(name, getattr(self, name)))
         luma, chroma = self.luma, self.chroma
         if luma.dtype != torch.uint8 or luma.dim() not in (3, 4):
             raise ValueError(f"luma must be uint8 [T, H, W] or [N, T, H, W], got {described(luma)}")
@@ -60,7 +59,7 @@ class YUVFrames:
             raise ValueError(f"chroma of luma {list(luma.shape)} must be uint8 {expected}, got {described(chroma)}")
         if chroma.device != luma.device:
             raise ValueError(f"chroma is on {chroma.device}, luma on {luma.device}; expected one device")
-        if self.matrix not in MATRICES:
+        if not isinstance(self.matrix, str) or self.matrix not in MATRICES:
             raise ValueError(f"matrix={self.matrix!r}: expected one of {', '.join(MATRICES)}")
         if not isinstance(self.full_range, bool):
             raise ValueError(f"full_range={self.full_range!r}: expected True or False")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slowfast_ops._arguments import check_floating, checked_integer, described
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.lateral_conv_concat import ops, reference
 
@@ -125,15 +126,10 @@ def _implementation(slow: Tensor) -> Any:
 
 
 def _check(slow: Tensor, fast: Tensor, weight: Tensor, residual: Tensor | None, alpha: int) -> None:
-    for name, value, layout in (
-        ("slow", slow, "[N, C, T, H, W]"),
-        ("fast", fast, "[N, Cf, alpha T, H, W]"),
-        ("weight", weight, "[Co, Cf, K, 1, 1]"),
-    ):
-        if value.dim() != 5 or not value.is_floating_point():
-            raise ValueError(f"{name} must be floating point {layout}, got {value.dtype} {list(value.shape)}")
-    if alpha < 1:
-        raise ValueError(f"alpha={alpha}: the speed ratio must be at least 1")
+    check_floating("slow", slow, "[N, C, T, H, W]")
+    check_floating("fast", fast, "[N, Cf, alpha T, H, W]")
+    check_floating("weight", weight, "[Co, Cf, K, 1, 1]")
+    checked_integer("alpha", alpha, 1)
     kernel_size = weight.shape[2]
     if weight.shape[3] != 1 or weight.shape[4] != 1 or weight.shape[1] != fast.shape[1]:
         raise ValueError(
@@ -149,8 +145,10 @@ def _check(slow: Tensor, fast: Tensor, weight: Tensor, residual: Tensor | None, 
         )
     if fast.shape[0] != slow.shape[0] or fast.shape[3:] != slow.shape[3:]:
         raise ValueError(f"fast must have the N, H, W of slow, got {list(fast.shape)} for slow {list(slow.shape)}")
-    if residual is not None and residual.shape != slow.shape:
-        raise ValueError(f"residual must have the shape of slow {list(slow.shape)}, got {list(residual.shape)}")
+    if residual is not None:
+        check_floating("residual", residual, "[N, C, T, H, W]")
+        if residual.shape != slow.shape:
+            raise ValueError(f"residual must have the shape of slow {list(slow.shape)}, got {list(residual.shape)}")
     # Autocast settles the dtypes itself, unless there is a float64, which it leaves alone.
     dtypes = [x.dtype for x in (slow, fast, weight, residual) if x is not None]
     may_cast = slow.device.type != "meta" and torch.is_autocast_enabled(slow.device.type)
@@ -167,11 +165,9 @@ def _check(slow: Tensor, fast: Tensor, weight: Tensor, residual: Tensor | None, 
 def _check_vector(name: str, value: Tensor | None, channels: int, device: torch.device) -> None:
     if value is None:
         return
-    if value.dim() != 1 or value.shape[0] != channels or not value.is_floating_point():
-        raise ValueError(
-            f"{name} must be floating point [Co={channels}], one per output channel of weight, "
-            f"got {value.dtype} {list(value.shape)}"
-        )
+    check_floating(name, value, "[Co]")
+    if value.shape[0] != channels:
+        raise ValueError(f"{name} must be [Co={channels}], one per output channel of weight, got {described(value)}")
     if value.device != device:
         raise ValueError(f"{name} is on {value.device}, slow on {device}; they must be on one device")
 
@@ -213,9 +209,8 @@ class LateralConvConcat(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("fast_channels", fast_channels), ("lateral_channels", lateral_channels), ("alpha", alpha)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if kernel_size < 1 or kernel_size % 2 == 0:
+            checked_integer(name, value, 1)
+        if checked_integer("kernel_size", kernel_size, 1) % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd, else padding K // 2 gives a frame too many")
         self.alpha = alpha
         self.relu = relu

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from slowfast_ops._arguments import INT64_MAX, check_floating, checked_integer, checked_positive, described
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.roi_align_3d import ops, reference
 
@@ -70,9 +72,9 @@ def roi_align_3d(
     """
     rois = _checked_rois(features, rois)
     options = _checked_options(spatial_scale, temporal_scale, sampling_ratio, aligned)
-    size = (output_size,) * 3 if isinstance(output_size, int) else tuple(output_size)
+    size = tuple(output_size) if isinstance(output_size, (list, tuple, Tensor)) else (output_size,) * 3
     if len(size) != 3:
-        raise ValueError(f"output_size must be an int or (t, h, w), got {output_size}")
+        raise ValueError(f"output_size must be an int or (t, h, w), got {output_size!r}")
     size = _checked_size(features.shape[2] if size[0] is None else size[0], *size[1:])
     backend = BACKENDS.select(features)
     if backend == "reference":
@@ -110,9 +112,9 @@ def roi_align_3d_pool(
     """
     rois = _checked_rois(features, rois)
     options = _checked_options(spatial_scale, temporal_scale, sampling_ratio, aligned)
-    size = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
+    size = tuple(output_size) if isinstance(output_size, (list, tuple, Tensor)) else (output_size,) * 2
     if len(size) not in (2, 3):
-        raise ValueError(f"output_size must be an int, (h, w) or (t, h, w), got {output_size}")
+        raise ValueError(f"output_size must be an int, (h, w) or (t, h, w), got {output_size!r}")
     size = _checked_size(*((1, *size) if len(size) == 2 else size))
     backend = POOL_BACKENDS.select(features)
     if backend == "reference":
@@ -121,34 +123,30 @@ def roi_align_3d_pool(
     return op(features, rois, size, *options)[0]
 
 
-def _checked_size(*size: int | None) -> tuple[int, ...]:
-    if any(n is None or n < 1 for n in size):
-        raise ValueError(f"output_size {size}: every axis needs at least one bin")
-    return size  # type: ignore[return-value]
+def _checked_size(*size: Any) -> tuple[int, ...]:
+    return tuple(checked_integer("output_size", bins, 1) for bins in size)
 
 
 def _checked_options(
     spatial_scale: float, temporal_scale: float, sampling_ratio: int, aligned: bool
 ) -> tuple[float, float, int, bool]:
-    for name, scale in (("spatial_scale", spatial_scale), ("temporal_scale", temporal_scale)):
-        if not 0 < scale < float("inf"):
-            raise ValueError(f"{name}={scale} must be a positive number")
-    return float(spatial_scale), float(temporal_scale), max(int(sampling_ratio), 0), bool(aligned)
+    return (
+        checked_positive("spatial_scale", spatial_scale),
+        checked_positive("temporal_scale", temporal_scale),
+        max(checked_integer("sampling_ratio", sampling_ratio, -INT64_MAX), 0),
+        bool(aligned),
+    )
 
 
 def _checked_rois(features: Tensor, rois: Tensor) -> Tensor:
     """The RoIs without gradient, in the dtype that positions are computed in."""
-    if features.dim() != 5 or not features.is_floating_point():
-        raise ValueError(
-            f"features must be floating point [N, C, T, H, W], got {features.dtype} {list(features.shape)}"
-        )
+    check_floating("features", features, "[N, C, T, H, W]")
     if 0 in features.shape[2:]:
         raise ValueError(f"features must have at least one frame and one pixel, got {list(features.shape)}")
-    flat = rois.dim() == 2 and rois.shape[1] in (5, 7)
-    if not (flat or (rois.dim() == 3 and rois.shape[2] == 5)) or not rois.is_floating_point():
-        raise ValueError(
-            f"rois must be floating point [R, 5], [R, 7] or [R, T, 5], got {rois.dtype} {list(rois.shape)}"
-        )
+    check_floating("rois", rois, "[R, 5]", "[R, 7]", "[R, T, 5]")
+    flat = rois.dim() == 2
+    if rois.shape[-1] not in ((5, 7) if flat else (5,)):
+        raise ValueError(f"rois must be [R, 5], [R, 7] or [R, T, 5], got {described(rois)}")
     if not flat and rois.shape[1] != features.shape[2]:
         raise ValueError(f"rois has boxes for {rois.shape[1]} frames, features has {features.shape[2]} frames")
     if rois.device != features.device:

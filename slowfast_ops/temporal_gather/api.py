@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from slowfast_ops._arguments import check_floating, checked_indices, checked_integer
 from slowfast_ops._transfer import to_device
 from slowfast_ops.backends import OpBackends
 from slowfast_ops.temporal_gather import ops, reference
@@ -18,9 +19,8 @@ SLOW_SAMPLINGS = ("linspace", "stride")
 
 def check_slow_sampling(num_frames: int, alpha: int, slow_sampling: str) -> None:
     """The ValueErrors of `slow_frame_indices`."""
-    if alpha < 1:
-        raise ValueError(f"alpha={alpha}: the speed ratio must be at least 1")
-    if num_frames < 1 or num_frames % alpha:
+    alpha, num_frames = checked_integer("alpha", alpha, 1), checked_integer("num_frames", num_frames, 1)
+    if num_frames % alpha:
         raise ValueError(f"num_frames={num_frames} must be a positive multiple of alpha={alpha}")
     if slow_sampling not in SLOW_SAMPLINGS:
         raise ValueError(f"slow_sampling={slow_sampling!r}: expected 'linspace' or 'stride'")
@@ -69,12 +69,8 @@ def temporal_gather(x: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
         ValueError: a wrong shape or dtype, or an index outside [0, T) (checked for CPU tensors; on a GPU the check
             would stall the stream, and an index outside is clamped into the clip instead).
     """
-    if x.dim() != 5 or not x.is_floating_point():
-        raise ValueError(f"x must be floating point [N, C, T, H, W], got {x.dtype} {list(x.shape)}")
-    if not isinstance(indices, Tensor):
-        indices = torch.tensor(list(indices), dtype=torch.int64)
-    if indices.dtype != torch.int64 or indices.dim() not in (1, 2):
-        raise ValueError(f"indices must be int64 [T'] or [N, T'], got {indices.dtype} {list(indices.shape)}")
+    check_floating("x", x, "[N, C, T, H, W]")
+    indices = checked_indices(indices)
     if indices.dim() == 2 and indices.shape[0] != x.shape[0]:
         raise ValueError(f"indices has {indices.shape[0]} rows for the {x.shape[0]} clips of x")
     indices = to_device(indices, x.device)
@@ -111,13 +107,16 @@ class TemporalGather(nn.Module):
     """temporal_gather with fixed indices; `indices` is a buffer that follows the module's device.
 
     Args:
-        indices: int64 [T'], or a sequence of ints.
+        indices: as for `temporal_gather`.
+
+    Raises:
+        ValueError: `indices` is of another dtype or shape.
     """
 
     def __init__(self, indices: Tensor | Sequence[int]) -> None:
         super().__init__()
         self.indices: Tensor
-        self.register_buffer("indices", torch.as_tensor(indices, dtype=torch.int64), persistent=False)
+        self.register_buffer("indices", checked_indices(indices), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, T, H, W] -> [N, C, T', H, W]."""

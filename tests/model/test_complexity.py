@@ -166,6 +166,10 @@ def test_text_output(capsys: pytest.CaptureFixture[str]) -> None:
         (["--table", "paper", "--crop-size", "0"], "crop_size is 0"),
         (["--table", "paper", "--model", "slow_tiny"], "table is 'paper': expected no other options than crop_size"),
         (["--model", "slow_tiny", "--crop-size", "0"], "crop_size is 0"),
+        (
+            ["--model", "slow_tiny", "--crop-size", "99999999999"],
+            "crop_size is 99999999999: expected a number of pixels",
+        ),
         (["--model", "slow_tiny", "--num-classes", "0"], "num_classes is 0"),
         (["--model", "slowfast_tiny", "--num-frames", "12"], "num_frames is 12: expected a multiple of alpha"),
         (["--model", "slow_tiny", "--head", "detection", "--num-boxes", "-1"], "num_boxes is -1"),

@@ -8,7 +8,6 @@ import torch
 from slowfast_model.errors import InputError
 from slowfast_model.interop.pyslowfast import (
     from_pyslowfast_key,
-    from_pyslowfast_keys,
     to_pyslowfast_key,
     to_pyslowfast_keys,
 )
@@ -40,7 +39,7 @@ def test_names(ours: str, theirs: str) -> None:
 def test_whole_state_dicts_make_the_round_trip(preset: str) -> None:
     with torch.device("meta"):
         state = build_model(preset, head="detection").state_dict()
-    again = from_pyslowfast_keys(to_pyslowfast_keys(state))
+    again = {from_pyslowfast_key(key): value for key, value in to_pyslowfast_keys(state).items()}
     assert list(again) == list(state)
     assert all(again[key] is state[key] for key in state)
 

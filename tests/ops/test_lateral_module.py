@@ -139,7 +139,10 @@ def test_converted_module_runs_in_one_process():
 
 
 def test_module_errors():
-    for options, message in (({"kernel_size": 4}, "kernel_size=4 must be odd"), ({"alpha": 0}, "alpha=0")):
+    for options, message in (
+        ({"kernel_size": 4}, "kernel_size=4 must be odd"),
+        ({"alpha": 1.5}, "alpha=1.5: expected an"),
+    ):
         with pytest.raises(ValueError, match=message):
             LateralConvConcat(4, 6, **options)
     module = LateralConvConcat(4, 6)

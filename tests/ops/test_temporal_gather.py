@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,14 +124,27 @@ def test_identity_and_module_agree():
     assert torch.equal(temporal_gather(x, range(4)), x)
     module = TemporalGather([0, 3])
     assert torch.equal(module(x), x[:, :, [0, 3]])
+    assert torch.equal(temporal_gather(x, np.array([0, 3], np.int32)), x[:, :, [0, 3]])
+    assert temporal_gather(x, []).shape == (2, 3, 0, 2, 2)
+    with pytest.raises(ValueError, match="indices must be int64"):
+        TemporalGather([0.5])
     assert module.state_dict() == {}
 
 
 @pytest.mark.parametrize(
     ("x", "indices", "message"),
     [
-        (torch.zeros(2, 3, 4, 5), [0], "x must be floating point"),
-        (torch.zeros(2, 3, 4, 5, 6, dtype=torch.uint8), [0], "x must be floating point"),
+        (torch.zeros(2, 3, 4, 5), [0], "x must be a floating point tensor"),
+        (torch.zeros(2, 3, 4, 5, 6, dtype=torch.uint8), [0], r"\[N, C, T, H, W\], got uint8 \[2, 3, 4, 5, 6\]"),
+        (None, [0], r"x must be a floating point tensor \[N, C, T, H, W\], got NoneType"),
+        (
+            torch.zeros(2, 3, 4, 5, 6).numpy(),
+            [0],
+            r"x must be a floating point tensor .*, got ndarray \[2, 3, 4, 5, 6\]",
+        ),
+        (torch.zeros(2, 3, 4, 5, 6), None, "indices must be integers"),
+        (torch.zeros(2, 3, 4, 5, 6), [1.5], r"indices must be int64 .*, got float32 \[1\]"),
+        (torch.zeros(2, 3, 4, 5, 6), [2**63], "indices must be integers"),
         (torch.zeros(2, 3, 4, 5, 6), torch.tensor([0.5]), "indices must be int64"),
         (torch.zeros(2, 3, 4, 5, 6), [4], r"indices must lie in \[0, 4\), got values from 4 to 4"),
         (torch.zeros(2, 3, 4, 5, 6), [-1], r"indices must lie in \[0, 4\)"),
@@ -165,8 +179,10 @@ def test_slow_frames_by_stride_and_errors():
     assert slow_frame_indices(8, 8).tolist() == [0]
     for arguments, message in (
         ((30, 8), "must be a positive multiple of alpha=8"),
-        ((0, 1), "num_frames=0"),
+        ((0, 1), "num_frames=0: expected an integer of at least 1"),
         ((8, 0), "alpha=0"),
+        ((8, 2.0), "alpha=2.0: expected an integer of at least 1"),
+        ((2**63, 8), "num_frames=9223372036854775808: expected an integer"),
         ((8, 4, "nearest"), "slow_sampling='nearest'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -219,7 +219,7 @@ def test_divergence_is_said(kinetics_root: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--dataset", "ava", "--data-root", "missing"], "error: missing/annotations: No such file"),
-        (["--dataset", "charades"], "error: dataset: expected Literal['ava', 'kinetics'], got charades"),
+        (["--dataset", "charades"], "error: dataset: expected 'ava' or 'kinetics', got charades"),
         (["--dataset", "ava", "--learning-rate", "1"], "error: unrecognized arguments: --learning_rate 1"),
         (["--dataset", "ava", "--lr", "fast"], "error: lr: expected float or null, got fast"),
         (["--dataset", "ava", "--batch-size", "0"], "error: batch_size is 0: expected 1 or more"),
@@ -240,6 +240,12 @@ def test_wrong_input_is_one_line_and_status_2(
     assert error.startswith(message)
     assert error.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(kinetics_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"output_dir is .*file.run.*, which cannot be made: Not a directory"):
+        run_train("--dataset", "kinetics", "--data-root", kinetics_root, "--output-dir", tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])  # with 2, no validation batch is left for the second process

@@ -76,7 +76,7 @@ def test_unreadable_files_are_named(tmp_path: Path, saved: tuple[Path, VideoNetw
     path = tmp_path / name
     with pytest.raises(InputError, match=rf"{name}: no such file"):
         read_weights(path)
-    for content in (b"", b"not weights", saved[0].read_bytes()[:5000]):
+    for content in (b"", b"not weights", b"root:x:0:0:root:/root\n", saved[0].read_bytes()[:5000]):
         path.write_bytes(content)
         with pytest.raises(InputError, match=rf"{name}: not a readable checkpoint \(.+\)$"):
             read_weights(path)
@@ -86,6 +86,12 @@ def test_unreadable_files_are_named(tmp_path: Path, saved: tuple[Path, VideoNetw
         save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(InputError, match=rf"{name}: expected model\.safetensors or a checkpoint of a training run"):
         read_weights(path)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    model = network()
+    with pytest.raises(InputError, match=r"missing.model\.safetensors: cannot be written \(.*No such file"):
+        save_weights(tmp_path / "missing" / "model.safetensors", model, description(model))
 
 
 def test_a_malicious_pickle_runs_nothing(tmp_path: Path) -> None:
