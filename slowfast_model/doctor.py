@@ -19,7 +19,7 @@ from slowfast_model.data.clips import DataConfig
 from slowfast_model.data.kinetics import KineticsDataModule
 from slowfast_model.models import get_preset
 from slowfast_model.training.config import DATA_CONFIGS, TOP_LEVEL_DATA_FIELDS
-from slowfast_model.training.environment import RUNS, write_json
+from slowfast_model.training.environment import RUNS, make_folder, write_json
 
 
 @dataclass
@@ -54,7 +54,7 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
         InputError: there is no data set of this format.
     """
     folder = config.output_dir or RUNS / f"doctor-{config.dataset}-{config.data_root.resolve().name}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model = get_preset(config.model)
     data_config = DATA_CONFIGS[config.dataset](root=str(config.data_root), **config.data)
     workers = config.num_workers or os.cpu_count() or 1

@@ -14,7 +14,14 @@ from slowfast_model.errors import InputError
 from slowfast_model.evaluation.ava import Protocol
 from slowfast_model.training.callbacks import BadVideosFile, TestingProgress
 from slowfast_model.training.config import DATA_CONFIGS, TOP_LEVEL_DATA_FIELDS, resolve_data
-from slowfast_model.training.environment import choose_folder, data_root, make_trainer, quiet_lightning, write_json
+from slowfast_model.training.environment import (
+    choose_folder,
+    data_root,
+    make_folder,
+    make_trainer,
+    quiet_lightning,
+    write_json,
+)
 from slowfast_model.training.sources import load_any
 from slowfast_model.training.tasks import TASKS
 
@@ -97,7 +104,7 @@ def test(config: TestConfig) -> dict[str, Any]:
     trainer = make_trainer([bad_videos, TestingProgress()], config.accelerator, config.devices, config.precision)
     trainer.print(data.describe())
     module = task.module(model, description, data, **({"protocol": config.protocol} if config.dataset == "ava" else {}))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     trainer.test(module, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return {}

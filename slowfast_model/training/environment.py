@@ -48,6 +48,18 @@ def choose_folder(given: Path | None, name: str, may_hold_run: bool = False) -> 
     return given
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder for output, and those that it is in; there may be one already.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output_dir: {path} cannot be made ({error.strerror})") from None
+
+
 def data_root(dataset: str, given: Path | None) -> Path:
     """The folder of the data: the one given, or the built-in sample set's."""
     if given is not None:

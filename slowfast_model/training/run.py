@@ -18,12 +18,19 @@ from slowfast_model.training.callbacks import (
     read_metrics,
 )
 from slowfast_model.training.config import CONFIG_NAME, TrainConfig, data_of_weights, resolve
-from slowfast_model.training.environment import choose_folder, data_root, make_trainer, quiet_lightning, write_json
+from slowfast_model.training.environment import (
+    choose_folder,
+    data_root,
+    make_folder,
+    make_trainer,
+    quiet_lightning,
+    write_json,
+)
 from slowfast_model.training.optimizer import build_optimizer
 from slowfast_model.training.precise_bn import PreciseBatchNorm
 from slowfast_model.training.sources import read_initial_weights, resolve_model
 from slowfast_model.training.tasks import TASKS
-from slowfast_model.training.weights import ModelDescription, save_weights
+from slowfast_model.training.weights import ModelDescription, read_weights, save_weights
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -91,9 +98,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         channels_last=config.channels_last,
     )
 
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    make_folder(checkpoints)
     last = checkpoints / "last.ckpt"
     resuming = config.resume and last.exists()
+    if resuming:
+        read_weights(last)  # says what is wrong with a damaged file, which Lightning does not
     if trainer.is_global_zero:
         config.save(folder / CONFIG_NAME)
     trainer.print(f"{'continuing' if resuming else 'training'} {name}; run folder {folder}")

@@ -377,6 +377,17 @@ def test_a_root_that_is_not_there(root: Path, sources: Path, capsys: pytest.Capt
 
 
 @both
+def test_output_folders_that_cannot_be_made(root: Path, sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root.parent / "file").touch()
+    for command in COMMANDS:
+        (root.parent / command).symlink_to(root.parent / "file" / "folder")
+        status, _, errors = run(command, root, sources, capsys)
+        assert status == 2
+        assert errors.startswith("error: output_dir")
+        assert errors.count("\n") == 1
+
+
+@both
 def test_files_that_may_not_be_read(
     root: Path, sources: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
