@@ -368,7 +368,7 @@ class AvaDataModule(ClipDataModule):
     def _key_frames(self, tables: list[LabelledBoxes], split: str) -> KeyFrames:
         key_frames = KeyFrames.from_tables(tables)
         if not len(key_frames):
-            raise InputError(f"{self.files[split].groundtruth}: no boxes, so there is nothing to {split} on")
+            raise InputError(f"{self.files[split].groundtruth}: no boxes, but for those at excluded timestamps")
         if not any(video_id in self.videos.paths for video_id in key_frames.video_ids):
             raise InputError(
                 f"{self.videos.folder}: none of the {len(key_frames.video_ids)} videos of "

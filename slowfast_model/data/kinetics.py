@@ -146,7 +146,7 @@ class KineticsDataset(ClipDataset[KineticsTarget]):
         """The video file of a row, or its folder of images."""
         root, name = Path(self.config.root), self.videos.path(row)
         places = [folder / name for folder in (self.videos.folder, root, root / "videos")]  # `name` if it is absolute
-        return next((path for path in places if os.path.exists(path)), places[-1])
+        return next((path for path in places if os.path.exists(path)), places[0])
 
     def collate(self, samples: list[Sample[KineticsTarget]]) -> dict[str, Any]:
         """A batch of the data module; see `KineticsDataModule`."""

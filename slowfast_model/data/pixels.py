@@ -15,15 +15,23 @@ from slowfast_ops import YUVFrames
 
 Frames: TypeAlias = npt.NDArray[np.uint8]
 Pixels = TypeVar("Pixels")
+Colours: TypeAlias = tuple[str, bool]  # matrix, full range
 
 # FFmpeg's numbers of colour matrices (AVColorSpace). What is not here is taken for BT.601, which is swscale's default.
 # SMPTE 240M has nearly BT.709's coefficients, and the older FCC's nearly BT.601's: within 5 grey levels.
 _MATRICES = {1: "bt709", 7: "bt709", 9: "bt2020", 10: "bt2020"}
-_MATRIX_NUMBERS = {"bt601": 5, "bt709": 1, "bt2020": 9}
 _KNOWN_TO_SWSCALE = {0, 1, 2, 4, 5, 6, 7, 9}  # it refuses frames of any other, since FFmpeg 8
 _LIMITED, _FULL = 1, 2  # FFmpeg's numbers of value ranges (AVColorRange)
-# PyAV 17 began to start threads for every conversion, which costs small frames more than the conversion itself.
-_CONVERSION: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+_RGB: Colours = "bt601", True  # what RGB counts as
+# The numbers of a matrix as a conversion's source and as its destination. Before PyAV 17, which takes the colours that
+# frames state, a conversion was set up only where the two differ, and 5 stood for what had been set up before. So
+# BT.601, which any conversion within a matrix is made in, has two other numbers there.
+_PYAV_VERSION = int(av.__version__.split(".")[0])
+_IS_SET_BY_FRAMES = _PYAV_VERSION >= 17
+_BT601_NUMBERS = (5, 5) if _IS_SET_BY_FRAMES else (6, 2)
+_MATRIX_NUMBERS = {"bt601": _BT601_NUMBERS, "bt709": (1, 1), "bt2020": (9, 9)}
+# PyAV 17 also began to start threads for every conversion, which costs small frames more than the conversion itself.
+_CONVERSION: dict[str, Any] = {"threads": 1} if _IS_SET_BY_FRAMES else {}
 
 
 class ClipBuffer(ABC, Generic[Pixels]):
@@ -72,8 +80,15 @@ class ClipBuffer(ABC, Generic[Pixels]):
         assert self._rows is not None
         return self._clip(self._rows if count == len(self._rows) else self._rows[:count].copy())
 
-    def _converted(self, frame: av.VideoFrame, pixel_format: str, **colours: int) -> av.VideoFrame:
-        return self._reformatter.reformat(frame, self._width, self._height, pixel_format, **colours, **_CONVERSION)
+    def _converted(self, frame: av.VideoFrame, pixel_format: str, *colours: Colours) -> av.VideoFrame:
+        """The frame in another format; ``colours``: its own and those of the result, where the frame's do not serve."""
+        details: dict[str, int] = {}
+        stays = len({matrix for matrix, _ in colours}) == 1  # and does not matter
+        for side, (matrix, full_range) in enumerate(colours):
+            prefix = ("src", "dst")[side]
+            details[f"{prefix}_colorspace"] = _MATRIX_NUMBERS["bt601" if stays else matrix][side]
+            details[f"{prefix}_color_range"] = _FULL if full_range else _LIMITED
+        return self._reformatter.reformat(frame, self._width, self._height, pixel_format, **details, **_CONVERSION)
 
     @abstractmethod
     def _planes(self, frame: av.VideoFrame) -> list[npt.NDArray[np.uint8]]:
@@ -87,11 +102,8 @@ class RGBBuffer(ClipBuffer[Frames]):
     """Frames as RGB, uint8 [T, H, W, 3], by FFmpeg's swscale with its default settings."""
 
     def _planes(self, frame: av.VideoFrame) -> list[npt.NDArray[np.uint8]]:
-        colours = {}
-        if int(frame.colorspace) not in _KNOWN_TO_SWSCALE:
-            number = _MATRIX_NUMBERS[_colours(frame)[0]]
-            colours = {"src_colorspace": number, "dst_colorspace": number}
-        image = self._converted(frame, "rgb24", **colours)
+        is_stated = _IS_SET_BY_FRAMES and int(frame.colorspace) in _KNOWN_TO_SWSCALE
+        image = self._converted(frame, "rgb24", *(() if is_stated else (_colours(frame), _RGB)))
         return [_pixels(image.planes[0], 3 * image.width).reshape(image.height, image.width, 3)]
 
     def _clip(self, rows: npt.NDArray[np.uint8]) -> Frames:
@@ -104,21 +116,16 @@ class YUVBuffer(ClipBuffer[YUVFrames]):
     Where metadata mirror frames of an odd size, chroma lies a pixel off.
     """
 
-    _colours: tuple[str, bool] | None = None
+    _colours: Colours | None = None
 
     def _planes(self, frame: av.VideoFrame) -> list[npt.NDArray[np.uint8]]:
         colours = _colours(frame)
         target = self._colours = self._colours or colours
+        if frame.planes[0].line_size < 0 and _PYAV_VERSION < 18:  # planes began at the line that is stored last
+            frame = self._converted(frame, "nv12", colours, colours)
         is_fitting = (frame.width, frame.height) == (self._width, self._height) and colours == target
         if frame.format.name not in ("yuv420p", "yuvj420p") or not is_fitting:
-            frame = self._converted(
-                frame,
-                "yuv420p",
-                src_colorspace=_MATRIX_NUMBERS[colours[0]],
-                dst_colorspace=_MATRIX_NUMBERS[target[0]],
-                src_color_range=_FULL if colours[1] else _LIMITED,
-                dst_color_range=_FULL if target[1] else _LIMITED,
-            )
+            frame = self._converted(frame, "yuv420p", colours, target)
         return [_pixels(plane, plane.width) for plane in frame.planes]
 
     def _clip(self, rows: npt.NDArray[np.uint8]) -> YUVFrames:
@@ -130,10 +137,10 @@ class YUVBuffer(ClipBuffer[YUVFrames]):
         return YUVFrames(luma, chroma, *self._colours)
 
 
-def _colours(frame: av.VideoFrame) -> tuple[str, bool]:
-    """(matrix, full range) of a frame's luma and chroma, or of those that it is converted to."""
+def _colours(frame: av.VideoFrame) -> Colours:
+    """Those of a frame's luma and chroma, or of those that it is converted to."""
     if frame.format.is_rgb:
-        return "bt601", True
+        return _RGB
     full_range = int(frame.color_range) == _FULL or frame.format.name.startswith("yuvj")
     is_gray = len(frame.format.components) < 3  # no matrix has a part in it
     return "bt601" if is_gray else _MATRICES.get(int(frame.colorspace), "bt601"), full_range

@@ -148,7 +148,7 @@ class VideoReader(Generic[Pixels]):
         if self._keeps_time and self._stream_duration is not None:
             return self._stream_duration
         if self._keeps_time and self._container.duration:
-            return float(self._container.duration / av.time_base)
+            return float(self._container.duration / av.time_base) - self._time_before
         return self.num_frames / self.fps
 
     @cached_property
@@ -396,7 +396,15 @@ class VideoReader(Generic[Pixels]):
             hours, minutes, seconds = map(float, tag)
         except ValueError:
             return None
-        return 3600 * hours + 60 * minutes + seconds
+        # mkvmerge, which marks its tags, counts from the first frame.
+        before = 0.0 if "_STATISTICS_TAGS" in self._stream.metadata else self._time_before
+        return 3600 * hours + 60 * minutes + seconds - before
+
+    @cached_property
+    def _time_before(self) -> float:
+        """Seconds ahead of the first frame that the container's own duration includes: Matroska's and NUT's do."""
+        counts_from_zero = self._container.format.name in ("matroska,webm", "nut")
+        return (self._stream.start_time or 0) * self._tick if counts_from_zero else 0.0
 
     @cached_property
     def _scan(self) -> tuple[int, float]:

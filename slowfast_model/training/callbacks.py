@@ -302,7 +302,13 @@ class BadVideosFile(pl.Callback):
         self._report(trainer)
 
     on_validation_end = on_train_epoch_end
-    on_test_end = on_train_epoch_end
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._report(trainer)
+        clips_read = trainer.strategy.reduce(torch.tensor(self._clips_read, device=pl_module.device), reduce_op="sum")
+        if self._counts and not clips_read:
+            path, reason = next(reversed(self._counts))
+            raise InputError(f"no video can be read: all are in {self.path}, the last is {path}: {reason}")
 
     def _report(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero or self._counts == self._written:

@@ -30,7 +30,7 @@ from slowfast_model.training.optimizer import build_optimizer
 from slowfast_model.training.precise_bn import PreciseBatchNorm
 from slowfast_model.training.sources import read_initial_weights, resolve_model
 from slowfast_model.training.tasks import TASKS
-from slowfast_model.training.weights import ModelDescription, save_weights
+from slowfast_model.training.weights import ModelDescription, read_weights, save_weights
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -101,6 +101,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     make_folder(checkpoints)
     last = checkpoints / "last.ckpt"
     resuming = config.resume and last.exists()
+    if resuming:
+        read_weights(last)  # says what is wrong with a damaged file, which Lightning does not
     if trainer.is_global_zero:
         config.save(folder / CONFIG_NAME)
     trainer.print(f"{'continuing' if resuming else 'training'} {name}; run folder {folder}")

@@ -410,7 +410,7 @@ def test_workers_and_the_cache_change_nothing(root: Path) -> None:
         (lambda root: (root / "annotations/ava_train_v2.2.csv").unlink(), r"no groundtruth file there"),
         (lambda root: (root / "annotations/ava_action_list_v2.2.pbtxt").unlink(), r"no label map file there"),
         (lambda root: (root / "annotations/ava_val_v2.2.csv").write_text("a;1;2\n"), r"ava_val_v2\.2\.csv:1: "),
-        (lambda root: (root / "annotations/ava_train_v2.2.csv").write_text(""), r"nothing to train on"),
+        (lambda root: (root / "annotations/ava_train_v2.2.csv").write_text(""), r"no boxes, but for those"),
         (lambda root: write_annotations(root, train="x,1,0.1,0.2,0.5,0.8,1,0\n"), r"none of the 1 videos .* such as x"),
     ],
 )

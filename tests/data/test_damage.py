@@ -154,6 +154,24 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @both
+def test_an_evaluation_without_a_readable_video_ends_with_a_message(
+    root: Path, sources: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("v10.mp4", "v11.mp4"):
+        (root / "videos" / name).unlink()
+    if root.name == "ava":  # which notices where none is there at all
+        (root / "videos" / "v10.mp4").write_bytes(b"")
+    status, _, errors = run("test", root, sources, capsys)
+    assert status == 2
+    bad_videos = root.parent / "test" / "bad_videos.csv"
+    assert errors.startswith(f"error: no video can be read: all are in {bad_videos}, the last is ")
+    assert errors.count("\n") == 1
+    rows = rows_of(bad_videos)
+    assert [Path(row["path"]).stem for row in rows] == ["v10", "v11"]
+    assert all(Path(row["path"]).parent == root / "videos" for row in rows)  # not in one of the other possible places
+
+
+@both
 def test_a_training_without_a_readable_video_ends_with_a_message(
     root: Path, sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -374,6 +392,17 @@ def test_annotation_files_that_are_none(
 def test_a_root_that_is_not_there(root: Path, sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(root)
     refuses(root, sources, capsys, "No such file or directory")
+
+
+@both
+def test_output_folders_that_cannot_be_made(root: Path, sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root.parent / "file").touch()
+    for command in COMMANDS:
+        (root.parent / command).symlink_to(root.parent / "file" / "folder")
+        status, _, errors = run(command, root, sources, capsys)
+        assert status == 2
+        assert errors.startswith("error: output_dir")
+        assert errors.count("\n") == 1
 
 
 @both

@@ -86,7 +86,10 @@ def test_8_bit_planes_are_the_decoders_own(matrix: str, full_range: bool) -> Non
     planes = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:, : plane.width] for plane in frame.planes]
     for ours, expected in zip([clip.luma[0], *clip.chroma[0]], planes, strict=True):
         np.testing.assert_array_equal(ours, expected)
-    assert difference(clip.rgb().numpy()[0], frame.to_ndarray(format="rgb24")).max() <= 1
+    expected = converted(RGBBuffer, [frame])[0]
+    assert difference(clip.rgb().numpy()[0], expected).max() <= 1
+    if matrix != "bt2020":  # in which PyAV 17 makes no frames
+        assert difference(expected, picture()).mean() < 2
 
 
 # Unspecified, BT.470BG, SMPTE 170M; then matrices that we and swscale take for others: reserved, YCgCo, none.
@@ -108,7 +111,9 @@ OTHER_FORMATS = [
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
 @pytest.mark.parametrize("pixel_format", OTHER_FORMATS)
 def test_other_pixel_formats_become_planes_of_the_same_colours(pixel_format: str, matrix: str) -> None:
-    for full_range in (False, True):
+    # Before PyAV 17, swscale gave grey frames as RGB of the same numbers.
+    ranges = (True,) if pixel_format == "gray" and int(av.__version__.split(".")[0]) < 17 else (False, True)
+    for full_range in ranges:
         frame = decoded(pixel_format, matrix, full_range)
         error = difference(converted(YUVBuffer, [frame]), converted(RGBBuffer, [frame]))
         # swscale smoothes chroma between pixels where it scales it; a wrong matrix or range is off by 10 and more.

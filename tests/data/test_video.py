@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -84,12 +85,22 @@ def test_variable_frame_rate(numbered_video: Callable[..., Path]) -> None:
     assert numbers_at(path, middles[::-1]) == list(range(40))[::-1]
 
 
-def test_time_counts_from_the_first_frame(numbered_video: Callable[..., Path]) -> None:
-    path = numbered_video("late.mkv", 30, timestamps=range(250, 280))
+@pytest.mark.parametrize("name", ["late.mkv", "late.mp4", "late.ts", "late.nut", "late.flv"])
+def test_time_counts_from_the_first_frame(numbered_video: Callable[..., Path], name: str) -> None:
+    path = numbered_video(name, 30, timestamps=range(250, 280))
     with VideoReader(path) as video:
-        frames, starts = video.read([0, 0.5])
-    assert [number_of(image) for image in frames] == [0, 15]
+        frames, starts = video.read([0, 0.5, 5])
+        assert video.duration == pytest.approx(1, abs=0.1)  # Matroska and NUT state when the last frame ends
+    assert [number_of(image) for image in frames] == [0, 15, 29]
     assert starts[0] == 0
+
+
+def test_a_duration_that_mkvmerge_states_counts_from_the_first_frame(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "late.mkv", 30, timestamps=range(250, 280))
+    with VideoReader(path) as video:
+        stated = {"DURATION": "00:00:01.000000000", "_STATISTICS_TAGS": "BPS DURATION NUMBER_OF_FRAMES"}
+        video._stream = SimpleNamespace(duration=None, metadata=stated)
+        assert video.duration == 1
 
 
 def test_read_frames_takes_a_range(numbered_video: Callable[..., Path]) -> None:

@@ -155,6 +155,20 @@ def test_resume_keeps_the_settings_of_the_run(unbroken: Path, tmp_path: Path) ->
         run_train("--resume", "--output-dir", tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "another"])
+def test_a_damaged_checkpoint_is_not_continued(unbroken: Path, tmp_path: Path, damage: str) -> None:
+    run = Path(shutil.copytree(unbroken, tmp_path / "copy"))
+    last = run / "checkpoints" / "last.ckpt"
+    if damage == "another":
+        torch.save({"state_dict": {}}, last)
+    else:
+        last.write_bytes({"truncated": last.read_bytes()[:20_000], "empty": b"", "text": b"hello\n"}[damage])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=rf"^{last}: (not a readable checkpoint|expected model\.safetensors or)"):
+        run_train("--resume", "--output-dir", run, "--max-epochs", 4)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_folder_with_something_in_it_is_left_alone(unbroken: Path, ava_root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
     with pytest.raises(InputError, match=r"output_dir is .*unbroken.*, which is not empty"):
