@@ -17,6 +17,7 @@ from slowfast_model.data.ava import AvaDataModule
 from slowfast_model.data.checks import Finding, check_ava, check_kinetics
 from slowfast_model.data.clips import DataConfig
 from slowfast_model.data.kinetics import KineticsDataModule
+from slowfast_model.errors import InputError
 from slowfast_model.models import get_preset
 from slowfast_model.training.config import DATA_CONFIGS, TOP_LEVEL_DATA_FIELDS
 from slowfast_model.training.environment import RUNS, make_folder, write_json
@@ -51,8 +52,10 @@ def examine(config: DoctorConfig) -> dict[str, Any]:
         The report: ``healthy`` (no error), ``findings``, ``facts`` on each split.
 
     Raises:
-        InputError: there is no data set of this format.
+        InputError: there is no data set of this format, or no such number of workers.
     """
+    if config.num_workers is not None and config.num_workers < 1:
+        raise InputError(f"num_workers is {config.num_workers}: expected 1 or more")
     folder = config.output_dir or RUNS / f"doctor-{config.dataset}-{config.data_root.resolve().name}"
     make_folder(folder)
     model = get_preset(config.model)

@@ -1,4 +1,4 @@
-"""Boxes (x1, y1, x2, y2): from fractions of the full frame to pixels of the network's input and back.
+"""Boxes (x1, y1, x2, y2): from fractions of the full frame to pixels of the network's input.
 
 Coordinates are continuous: pixel column c covers [c, c + 1], a frame of width W covers [0, W], and mirroring maps x to
 W - x.
@@ -24,16 +24,6 @@ def to_input_pixels(boxes: npt.NDArray[np.floating], geometry: ClipGeometry) -> 
     if geometry.flip:
         pixels = np.stack([crop_width - pixels[:, 2], pixels[:, 1], crop_width - pixels[:, 0], pixels[:, 3]], axis=1)
     return pixels
-
-
-def to_frame_fractions(boxes: npt.NDArray[np.floating], geometry: ClipGeometry) -> npt.NDArray[np.float64]:
-    """Pixels of the network's input [R, 4] -> fractions of the full frame: undoes `to_input_pixels` but for the cut."""
-    (height, width), (top, left, _, crop_width) = geometry.resize, geometry.crop
-    pixels = np.array(boxes, np.float64)
-    if geometry.flip:
-        pixels = np.stack([crop_width - pixels[:, 2], pixels[:, 1], crop_width - pixels[:, 0], pixels[:, 3]], axis=1)
-    pixels += [left, top, left, top]
-    return pixels / np.array([width, height, width, height], np.float64)
 
 
 def is_visible(boxes: npt.NDArray[np.floating], min_size: float = 1.0) -> npt.NDArray[np.bool_]:

@@ -51,7 +51,8 @@ class DataConfig:
         target_fps: frames per second that the model's sampling rate counts, whatever the video's own; "video": each
             video's own.
         frames_fps: frames per second of videos that are folders of images (see `FrameFolder`).
-        mean, std: of the network's input, per channel (R, G, B), for values in [0, 1].
+        mean: of the network's input, per channel (R, G, B), for values in [0, 1].
+        std: its standard deviation, likewise.
         cache_megabytes: memory for whole decoded videos, per process that reads and per data set (training,
             validation), at 1.5 bytes a pixel. Videos that fit are decoded once: worth it for sets of a few short videos
             that are read many times, and only for them. 0: none.

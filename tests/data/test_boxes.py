@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slowfast_model.data.boxes import is_visible, to_frame_fractions, to_input_pixels
+from slowfast_model.data.boxes import is_visible, to_input_pixels
 from slowfast_model.data.sampling import ClipGeometry
 from slowfast_ops import gather_frames
 
@@ -74,22 +74,6 @@ def test_a_painted_box_arrives_where_its_coordinates_say(data: st.DataObject, ge
     assert (image[outside] < 0.001).all()
 
 
-@given(data=st.data(), geometry=geometries())
-def test_the_way_back_undoes_all_but_the_cut(data: st.DataObject, geometry: ClipGeometry) -> None:
-    box = data.draw(boxes_in(geometry.source))
-    pixels = to_input_pixels(box, geometry)
-    back = to_frame_fractions(pixels, geometry)
-    np.testing.assert_allclose(to_input_pixels(back, geometry), pixels, atol=1e-9)
-    top, left, height, width = geometry.crop
-    whole_height, whole_width = geometry.resize
-    cut = np.clip(
-        box,
-        [left / whole_width, top / whole_height] * 2,
-        [(left + width) / whole_width, (top + height) / whole_height] * 2,
-    )
-    np.testing.assert_allclose(back, cut, atol=1e-9)
-
-
 def test_hand_computed_boxes() -> None:
     boxes = np.array([[0.25, 0.5, 0.5, 1.0], [0.0, 0.0, 0.1, 0.1]])
     geometry = ClipGeometry((50, 100), (100, 200), (10, 30, 80, 100))
@@ -102,5 +86,4 @@ def test_hand_computed_boxes() -> None:
 def test_no_boxes_stay_no_boxes() -> None:
     geometry = ClipGeometry((50, 100), (100, 200), (10, 30, 80, 100), flip=True)
     assert to_input_pixels(np.zeros((0, 4)), geometry).shape == (0, 4)
-    assert to_frame_fractions(np.zeros((0, 4)), geometry).shape == (0, 4)
     assert is_visible(np.zeros((0, 4))).shape == (0,)

@@ -185,3 +185,5 @@ def test_the_command_exits_with_1_when_a_training_would_break(kinetics: Path) ->
     assert status("--data-root", str(kinetics), "--model", "nothing", *output) == 2
     with pytest.raises(InputError, match="expected the folder of AVA's annotation files"):
         run(kinetics, "--dataset", "ava")
+    with pytest.raises(InputError, match="num_workers is -2: expected 1 or more"):
+        run(kinetics, "--dataset", "kinetics", "--num-workers", "-2")
