@@ -240,8 +240,9 @@ def test_clip_loading(benchmark, key_frames: int, name: str) -> None:
     if platform.system() == "Linux" and key_frames == X264_KEY_FRAMES:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         command = [sys.executable, __file__, name]
-        measured = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        benchmark.extra_info["peak MiB"] = round(int(measured.stdout) / 2**20, 1)
+        # By how much malloc lets memory grow beyond what is in use differs from process to process.
+        processes = [subprocess.run(command, capture_output=True, check=True, env=environment) for _ in range(7)]
+        benchmark.extra_info["peak MiB"] = sorted(round(int(process.stdout) / 2**20, 1) for process in processes)
     benchmark.pedantic(load, rounds=5, warmup_rounds=1)
     benchmark.extra_info["clips/s"] = round(CLIPS_PER_ROUND / benchmark.stats.stats.median, 1)
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from slowfast_model.data.protocols import OWN_RATE, PROTOCOLS, ClipRules, Jitter, ProtocolName, SlowSampling
 from slowfast_model.data.sampling import ClipGeometry
 from slowfast_model.data.video import VideoError
 from slowfast_model.errors import InputError
 from slowfast_model.models import ModelConfig
-from slowfast_ops import YUVFrames, gather_frames
+from slowfast_ops import YUVFrames, gather_frames, outputs_in_shared_memory
 
 BadVideo = tuple[str, str]
 """(path, reason) of a video that could not give a clip."""
@@ -191,17 +192,19 @@ def make_pathways(
     """
     if not clips:
         return [torch.zeros(0, 3, frames, empty_size, empty_size) for frames in model.pathway_frames]
-    slow, fast = gather_frames(
-        [frames for frames, _ in clips],
-        indices=torch.arange(model.num_frames).expand(len(clips), -1),
-        alpha=model.alpha,
-        slow_sampling=config.rules.slow_sampling,
-        mean=config.mean,
-        std=config.std,
-        resize=[geometry.resize for _, geometry in clips],
-        crop=[geometry.crop for _, geometry in clips],
-        flip=[geometry.flip for _, geometry in clips],
-    )
+    in_worker = get_worker_info() is not None
+    with outputs_in_shared_memory() if in_worker else nullcontext():
+        slow, fast = gather_frames(
+            [frames for frames, _ in clips],
+            indices=torch.arange(model.num_frames).expand(len(clips), -1),
+            alpha=model.alpha,
+            slow_sampling=config.rules.slow_sampling,
+            mean=config.mean,
+            std=config.std,
+            resize=[geometry.resize for _, geometry in clips],
+            crop=[geometry.crop for _, geometry in clips],
+            flip=[geometry.flip for _, geometry in clips],
+        )
     return [slow, fast][-model.num_pathways :]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,20 @@ from torch import Tensor
 from slowfast_ops._native import allocate, cuda_place, library, num_threads, view
 
 MIN_PIXELS_PER_THREAD = 16384  # waking a thread costs about as much as this many pixels
+_shares_memory: ContextVar[bool] = ContextVar("shares_memory", default=False)
+
+
+@contextmanager
+def outputs_in_shared_memory() -> Iterator[None]:
+    """Within it, what `gather_frames` makes on the CPU is made in shared memory (but for the backend "reference").
+
+    For a batch that is made in a DataLoader's worker: it reaches the training process without being copied once more.
+    """
+    token = _shares_memory.set(True)
+    try:
+        yield
+    finally:
+        _shares_memory.reset(token)
 
 
 def _taps(source: int, resized: int, antialias: bool) -> int:
@@ -32,7 +48,15 @@ def outputs(
     slow_frames = frames // alpha if alpha > 1 else 0
     slow = allocate((n, 3, slow_frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
     fast = allocate((n, 3, frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
+    if _shares_memory.get() and type(indices) is Tensor and indices.device.type == "cpu":
+        return _moved_to_shared_memory(slow), _moved_to_shared_memory(fast)
     return slow, fast
+
+
+def _moved_to_shared_memory(tensor: Tensor) -> Tensor:
+    """Another tensor of the same kind, without the values. (`Tensor.share_memory_` would copy them.)"""
+    storage = torch.UntypedStorage._new_shared(tensor.untyped_storage().nbytes())
+    return tensor.new_empty(0).set_(storage, 0, tensor.shape, tensor.stride())
 
 
 def colours_of(colour: Sequence[int]) -> list[tuple[int, ...]]:

@@ -101,6 +101,16 @@ def test_validation_takes_the_middle_clip_and_the_centre_crop(root: Path) -> Non
     assert numbers_of(data[1].clip[0]) == [0, 2, 4, 6, 8, 10, 11, 11]
 
 
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_a_worker_makes_its_batches_in_shared_memory(
+    root: Path, monkeypatch: pytest.MonkeyPatch, in_worker: bool
+) -> None:
+    data = module(root).val_data
+    samples = [data[0], data[1]]
+    monkeypatch.setattr("slowfast_model.data.clips.get_worker_info", lambda: object() if in_worker else None)
+    assert {pathway.is_shared() for pathway in data.collate(samples)["pathways"]} == {in_worker}
+
+
 def test_test_views_are_all_clips_times_all_crops(root: Path) -> None:
     data = module(root, temporal_views=4, spatial_views=3, batch_size=5)
     batches = parts_of(data.test_dataloader())

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slowfast_ops import gather_frames, slow_frame_indices, use_backend
+from slowfast_ops import gather_frames, outputs_in_shared_memory, slow_frame_indices, use_backend
 from slowfast_ops.gather_frames import ops
 from tests.ops.op_tester import Target, fills_gpu_memory, only_on_a_gpu, skip_below_gpu_memory
 from tests.ops.property_testing import given, settings, st
@@ -398,3 +398,21 @@ def test_a_real_clip(shared_data):
     side = min(height, width)
     resize = (height * 128 // side, width * 128 // side)
     assert_right(frames, indices=range(0, 16, 2), alpha=4, resize=resize, crop=(8, 8, 112, 112), flip=True)
+
+
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_outputs_in_shared_memory(memory_format: torch.memory_format, alpha: int) -> None:
+    def call() -> tuple[Tensor, Tensor]:
+        frames = random_frames(4, 9, 12, 3)
+        return gather_frames(frames, indices=range(4), alpha=alpha, crop=(1, 2, 6, 8), memory_format=memory_format)
+
+    expected = call()
+    with outputs_in_shared_memory():
+        outputs = call()
+    for output, value in zip(outputs, expected, strict=True):
+        assert output.is_shared()
+        assert not value.is_shared()
+        assert output.stride() == value.stride()
+        assert torch.equal(output, value)
+    assert not call()[1].is_shared()
