@@ -49,12 +49,12 @@ def outputs(
     slow = allocate((n, 3, slow_frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
     fast = allocate((n, 3, frames, h, w), like=indices, dtype=dtype, memory_format=memory_format)
     if _shares_memory.get() and type(indices) is Tensor and indices.device.type == "cpu":
-        return _moved_to_shared_memory(slow), _moved_to_shared_memory(fast)
+        return _shared_like(slow), _shared_like(fast)
     return slow, fast
 
 
-def _moved_to_shared_memory(tensor: Tensor) -> Tensor:
-    """Another tensor of the same kind, without the values. (`Tensor.share_memory_` would copy them.)"""
+def _shared_like(tensor: Tensor) -> Tensor:
+    """As torch.empty_like, in shared memory, where `Tensor.share_memory_` would copy what is not there yet."""
     storage = torch.UntypedStorage._new_shared(tensor.untyped_storage().nbytes())
     return tensor.new_empty(0).set_(storage, 0, tensor.shape, tensor.stride())
 

@@ -401,7 +401,8 @@ def test_output_folders_that_cannot_be_made(root: Path, sources: Path, capsys: p
         (root.parent / command).symlink_to(root.parent / "file" / "folder")
         status, _, errors = run(command, root, sources, capsys)
         assert status == 2
-        assert errors.startswith("error: output_dir")
+        assert errors.startswith(f"error: output_dir is {root.parent / command}")
+        assert ", which cannot be made: " in errors
         assert errors.count("\n") == 1
 
 
